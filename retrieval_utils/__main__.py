@@ -1,0 +1,203 @@
+"""The command line: python -m retrieval_utils reproduce | report | data | profiles."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Instance-level image retrieval: run the notebooks, gather the evidence, look after the data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="List, get and verify the data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+ProfileName = Annotated[str, typer.Option(help="One of those that the command `profiles` shows.")]
+RunDir = Annotated[Path, typer.Option(help="Folder of networks, records and executed notebooks.")]
+DataRoot = Annotated[str, typer.Option(help="Folder of the data sets; default: $RETRIEVAL_DATA, else data/.")]
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What a user can mend ends in its own sentence and exit code 1 (Ctrl-C: 130), never in a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        _stop(str(stop) or "Stopped.", 130)
+    except (ValueError, OSError) as error:
+        _stop(str(error), 1)
+
+
+def _stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
+def reproduce(
+    profile: ProfileName = "smoke",
+    only: Annotated[list[str], typer.Option(help="Notebook by number or name; --only 02 03 names two.")] = [],  # noqa: B006
+    more: Annotated[list[str], typer.Argument(hidden=True)] = [],  # noqa: B006
+    settings: Annotated[list[str], typer.Option("--set", help="A notebook parameter, as in --set seed=1.")] = [],  # noqa: B006
+    seeds: Annotated[str, typer.Option(help="One run a seed: 0, or 0-2, or 0,3.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Skip the notebooks that are done and unchanged.")] = False,
+    run_dir: RunDir = Path("runs"),
+) -> None:
+    """Run the notebooks in order, then print the ladder and where everything is."""
+    if more and not only:
+        raise typer.BadParameter(f"unexpected '{more[0]}'; name notebooks with --only {' '.join(more)}")
+    with one_sentence():
+        from rich.console import Console
+
+        from retrieval_utils.execution import NotebookFailed
+        from retrieval_utils.reproduce import reproduce as run
+
+        console = Console()
+        names = [name for text in [*only, *more] for name in text.replace(",", " ").split()]
+        chosen = seed_list(seeds) if seeds else None
+        try:
+            run(profile, names, pairs(settings), resume, run_dir, seeds=chosen, console=console)
+        except NotebookFailed as failure:
+            _stop(str(failure), 1)
+        show_ladder(profile, run_dir, console)
+
+
+def pairs(settings: list[str]) -> dict[str, str]:
+    """{"seed": "1"} from ["seed=1"]; ValueError for text without a name and an equals sign."""
+    for text in settings:
+        if not text.partition("=")[0].strip() or "=" not in text:
+            raise ValueError(f"--set takes name=value, as in --set seed=1; '{text}' is not that.")
+    return {text.partition("=")[0].strip(): text.partition("=")[2].strip() for text in settings}
+
+
+def seed_list(text: str) -> list[int]:
+    """[0, 1, 2, 5] from "0-2,5"; ValueError for anything else."""
+    seeds = []
+    for part in text.replace(",", " ").split():
+        if not re.fullmatch(r"\d+(-\d+)?", part):
+            raise ValueError(f"--seeds takes whole numbers and ranges, as in 0-2 or 0,3; '{text}' is not that.")
+        first, _, last = part.partition("-")
+        seeds += range(int(first), int(last or first) + 1)
+    return sorted(set(seeds))
+
+
+def show_ladder(profile: str, run_dir: Path, console) -> None:
+    """Print the ladder of what is recorded, and the paths of notebooks, records and page."""
+    from rich.table import Table
+
+    from retrieval_utils.page import write_page
+    from retrieval_utils.report import LEGEND, collect, ladder
+
+    try:
+        frame, cards, _ = collect(profile, run_dir)
+    except FileNotFoundError:  # the notebooks that ran score nothing
+        console.print(f"executed notebooks: {run_dir / profile}/seed-*/notebooks", highlight=False)
+        return
+    rows, lines = ladder(frame, cards)
+    table = Table(title=f"The ladder on {', '.join(frame['benchmark'].unique())}")
+    for name in rows.columns:
+        table.add_column(name, overflow="fold")  # a narrow terminal breaks a number, it does not hide it
+    for row in rows.to_numpy():
+        table.add_row(*row)
+    console.print(table)
+    page = write_page(profile, run_dir)
+    places = {"executed notebooks": "seed-*/notebooks", "record": "seed-*/run.json", "page": page.name}
+    for text in (LEGEND, *lines, *(f"{what}: {page.parent / where}" for what, where in places.items())):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    profile: Annotated[str, typer.Option(help="Only this profile; default: all with a run.")] = "",
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; name what disagrees with results/.")] = False,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="Also copy the outputs of the smoke run to notebooks/.")
+    ] = False,
+    run_dir: RunDir = Path("runs"),
+) -> None:
+    """Write results/ from runs/, then the tables of README.md and the notebooks' cost cards from results/."""
+    with one_sentence():
+        from retrieval_utils.masters import refresh_outputs
+        from retrieval_utils.profiles import PROFILES
+        from retrieval_utils.report import disagreements, update, write_results
+
+        if check:
+            found = disagreements()
+            if found:
+                _stop("\n".join(found), 1)
+            print("README.md, the notebooks and results/ agree.")
+            return
+        names = [profile] if profile else [name for name in PROFILES if any(run_dir.glob(f"{name}/*/steps/*.json"))]
+        for name in names:
+            frame = write_results(name, run_dir)
+            print(f"results/{name}.csv: {frame['step'].nunique()} steps, seeds {sorted(set(frame['seed'].tolist()))}")
+        copied = refresh_outputs(run_dir / "smoke/seed-0/notebooks") if outputs else []
+        for file in dict.fromkeys([*copied, *update()]):
+            print(f"{file}: brought up to date")
+
+
+@app.command()
+def profiles() -> None:
+    """Show every profile with all its values."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from retrieval_utils.profiles import PROFILES
+
+    columns = {name: flat(asdict(profile)) for name, profile in PROFILES.items()}
+    table = Table("", *columns)
+    for key in next(iter(columns.values())):
+        if key != "name":
+            table.add_row(key, *(str(values[key]) for values in columns.values()))
+    Console().print(table)
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    """Nested settings as one level: {"pretraining.epochs": 8}."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+@data.command("list")
+def list_data(data_root: DataRoot = "") -> None:
+    """Show the data sets, their licences and sizes, and whether they are there."""
+    with one_sentence():
+        from retrieval_utils.datasets.download import list_datasets
+
+        for row in list_datasets(data_root or None):
+            print(f"{row['name']}: {row['what']}\n  licence {row['licence']}; {row['size']}; {row['variant']}")
+            print(f"  {row['where']}")
+
+
+@data.command()
+def get(name: str, data_root: DataRoot = "") -> None:
+    """Download or draw data set NAME, and verify it."""
+    with one_sentence():
+        from retrieval_utils.datasets.download import get_dataset
+
+        print(get_dataset(name, data_root or None))
+
+
+@data.command()
+def verify(name: str, data_root: DataRoot = "") -> None:
+    """Read every file of data set NAME and compare it with what it should be."""
+    with one_sentence():
+        from retrieval_utils.datasets.download import verify_dataset
+
+        print(verify_dataset(name, data_root or None))
+
+
+if __name__ == "__main__":
+    app()

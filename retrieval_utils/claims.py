@@ -1,0 +1,39 @@
+"""The claims of Wu, Luo and Wunsch (2022), each as a difference between two steps, and the verdict the records give."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+CLAIMS = (
+    ("contrastive features retrieve better than a classifier's, off the shelf", "contrastive", "classifier"),
+    ("fine-tuning with an AP loss adds to contrastive features", "ap-finetuned", "contrastive"),
+    ("the road as a whole beats the classifier off the shelf", "ap-finetuned", "classifier"),
+    ("control: the contrastive start serves the AP loss better than the classifier's", "ap-finetuned", "classifier-ap"),
+    ("control: the contrastive start serves the AP loss better than none", "ap-finetuned", "scratch-ap"),
+)
+
+
+def verdicts(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a claim and set-up: mAP differences, plain and whitened, and a verdict on both.
+
+    frame: scores with the columns of results/<profile>.csv. A claim holds where the difference is positive for every
+    seed, plain and whitened; it does not hold where it is negative for every seed, both ways; else it is open.
+    Steps that are not recorded are left out.
+    """
+    scores = frame.pivot_table(index=["setup", "seed"], columns="step", values="mean_ap", sort=False)
+    rows = []
+    for claim, better, worse in CLAIMS:
+        if not {better, worse} <= set(scores.columns):
+            continue
+        for setup in scores.index.unique("setup"):
+            both = scores.loc[setup]
+            plain = both[better] - both[worse]  # a difference a seed
+            whitened = both[f"{better}+whitening"] - both[f"{worse}+whitening"]
+            every = pd.concat([plain, whitened])
+            verdict = "holds" if (every > 0).all() else "does not hold" if (every < 0).all() else "open"
+            rows.append([claim, setup, _span(plain), _span(whitened), verdict])
+    return pd.DataFrame(rows, columns=["claim", "set-up", "plain", "whitened", "verdict"])
+
+
+def _span(differences: pd.Series) -> str:
+    return f"{differences.mean():+.3f} ({differences.min():+.3f} to {differences.max():+.3f})"

@@ -1,0 +1,241 @@
+"""Evidence: runs/ becomes results/, and results/ becomes the tables of README.md and the notebooks' cost cards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from retrieval_utils.claims import verdicts
+from retrieval_utils.datasets.catalogue import TABLE as DATASETS
+from retrieval_utils.evaluation import SETUPS
+from retrieval_utils.plotting import CONTROLS, LADDER
+from retrieval_utils.profiles import PROFILES, get_profile
+from retrieval_utils.records import ProtocolCard, load_steps, write_json
+
+COLUMNS = ["step", "benchmark", "setup", "seed", "mean_ap", "ap_low", "ap_high", "minutes", "card"]
+WHITENED = "+whitening"
+LEGEND = (
+    "Cells: mAP, mean over seeds (lowest–highest seed) [95 % bootstrap interval over queries, seeds averaged]."
+    f" Minutes: training, of all that a step builds on. Controls, not rungs: {', '.join(CONTROLS)}."
+)
+CLAIMS_LEGEND = (
+    "What this says of the claims of Wu, Luo and Wunsch (2022): differences of mAP, mean over seeds (lowest to highest"
+    " seed). A claim holds where every seed says so, plain and whitened; where they disagree it is open."
+)
+
+
+def collect(profile: str, run_dir: str | Path = "runs") -> tuple[pd.DataFrame, dict[str, dict], list[dict]]:
+    """Scores (columns as in results/<profile>.csv), protocol cards by hash, and run records of all seeds in `run_dir`.
+
+    Raises FileNotFoundError if no seed has recorded a step.
+    """
+    rows, cards, runs = [], {}, []
+    for folder in sorted(Path(run_dir, get_profile(profile).name).glob("seed-*"), key=lambda f: int(f.name[5:])):
+        for record in load_steps(folder).values():
+            cards[record["card_hash"]] = record["card"]
+            for setup, scores in record["setups"].items():
+                numbers = [round(value, 4) for value in (scores["mean_ap"], *scores["interval"])]
+                where = [record["step"], record["benchmark"], setup, record["seed"]]
+                rows.append([*where, *numbers, round(record["minutes"], 2), record["card_hash"]])
+        if (folder / "run.json").is_file():
+            runs.append(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+    if not rows:
+        raise FileNotFoundError(
+            f"No step of the profile '{profile}' is recorded in '{run_dir}': "
+            f"run python -m retrieval_utils reproduce --profile {profile} first."
+        )
+    return pd.DataFrame(sorted(rows, key=_order), columns=COLUMNS), cards, runs
+
+
+def _order(row: Iterable[Any]) -> tuple:
+    step, benchmark, setup, seed, *_ = row
+    plain, known = step.removesuffix(WHITENED), (*LADDER, *CONTROLS)
+    place = known.index(plain) if plain in known else len(LADDER) - 0.5  # a new step extends the ladder
+    return benchmark, place, plain, step != plain, list(SETUPS).index(setup), seed
+
+
+def write_results(profile: str, run_dir: str | Path = "runs", results: str | Path = "results") -> pd.DataFrame:
+    """Write results/<profile>.csv and .json and the cards they name in results/cards.json; return the scores."""
+    frame, cards, runs = collect(profile, run_dir)
+    results = Path(results)
+    for run in runs:  # where the data lay on that machine decides nothing
+        run["parameters"].pop("data_root", None)
+    shown = frame.assign(minutes=frame["minutes"].map("{:.2f}".format))
+    write_text(results / f"{profile}.csv", shown.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+    write_json(results / f"{profile}.json", {"runs": runs})
+    known = read_cards(results) | cards
+    used = {name for file in sorted(results.glob("*.csv")) for name in read_scores(file)["card"]}
+    write_json(results / "cards.json", {name: known[name] for name in sorted(used) if name in known})
+    return frame
+
+
+def read_scores(file: Path) -> pd.DataFrame:
+    """The committed scores of one profile."""
+    return pd.read_csv(file, dtype={"card": str})
+
+
+def read_cards(results: str | Path) -> dict[str, dict]:
+    """The committed protocol cards by hash; empty if there are none yet."""
+    file = Path(results) / "cards.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def protocols(frame: pd.DataFrame, cards: Mapping[str, dict]) -> tuple[dict[str, str], list[str]]:
+    """A letter for each card's protocol (network and checkpoint aside), and one line a letter that says what it is."""
+    letters: dict[str, str] = {}
+    first: dict[str, ProtocolCard] = {}
+    for name in frame["card"].unique():
+        card = ProtocolCard(**cards[name])
+        letter = next((known for known, other in first.items() if not other.differences(card)), None)
+        if letter is None:
+            letter = chr(ord("A") + len(first))
+            first[letter] = card
+        letters[name] = letter
+    base = next(iter(first.values()))
+    lines = []
+    for letter, card in first.items():
+        if card is base:
+            parts = [f"{key.replace('_', ' ')} {_short(value)}" for key, value in card.to_dict().items()]
+            lines.append(f"Protocol {letter}: {'; '.join(parts[:-2])}.")
+        else:
+            changes = [line.split(" against ")[0].split(": ", 1) for line in card.differences(base)]
+            changed = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in changes)
+            lines.append(f"Protocol {letter}: as A, but {changed}.")
+    return letters, lines
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{number:.3g}" for number in value)
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def ladder(frame: pd.DataFrame, cards: Mapping[str, dict]) -> tuple[pd.DataFrame, list[str]]:
+    """The ladder as text, one row a step and one column a set-up, and the lines that explain its protocols."""
+    letters, lines = protocols(frame, cards)
+    rows = []
+    for step, group in frame.groupby("step", sort=False):
+        row = {"step": step}
+        for setup in frame["setup"].unique():
+            row[setup] = _cell(group[group["setup"] == setup])
+        row["minutes"] = f"{group['minutes'].mean():.1f}"
+        row["protocol"] = ", ".join(sorted({letters[name] for name in group["card"]}))
+        rows.append(row)
+    return pd.DataFrame(rows), lines
+
+
+def _cell(seeds: pd.DataFrame) -> str:
+    if seeds.empty:
+        return ""
+    values = seeds["mean_ap"]
+    spread = f" ({values.min():.3f}–{values.max():.3f})" if len(seeds) > 1 else ""
+    return f"{values.mean():.3f}{spread} [{seeds['ap_low'].mean():.3f}–{seeds['ap_high'].mean():.3f}]"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """`table` as a Markdown table; its cells are text."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def results_block(results: str | Path, profile: str) -> str:
+    """What stands in README.md between the markers of `profile`."""
+    frame = read_scores(Path(results) / f"{profile}.csv")
+    table, lines = ladder(frame, read_cards(results))
+    seeds = sorted(frame["seed"].unique())
+    what = f"`{profile}`: {PROFILES[profile].about}; {len(seeds)} seed{'s' * (len(seeds) > 1)}."
+    parts = [what, markdown(table), f"{LEGEND} {' '.join(lines)}"]
+    claims = verdicts(frame)
+    if not claims.empty:
+        parts += [CLAIMS_LEGEND, markdown(claims)]
+    return "\n\n".join(parts)
+
+
+def cost_block(results: str | Path, stem: str) -> str:
+    """What stands in notebook `stem` between the cost markers: measured, from records that trained everything."""
+    rows = []
+    for profile in PROFILES.values():
+        file = Path(results) / f"{profile.name}.json"
+        runs = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.is_file() else []
+        runs = [run for run in runs if run["notebooks"].get(stem, {}).get("cold")]
+        entries = [run["notebooks"][stem] | run["machine"] for run in runs]
+        if entries:
+            device = "no GPU" if entries[0]["device"] == "cpu" else entries[0]["device"]
+            rows.append(
+                {
+                    "profile": f"`{profile.name}`",
+                    "minutes": f"{sum(entry['seconds'] for entry in entries) / len(entries) / 60:.1f}",
+                    "peak memory": f"{max(entry['peak_memory_mb'] for entry in entries) / 1000:.1f} GB",
+                    "data": DATASETS[profile.data][2],
+                    "measured on": f"{entries[0]['cores']} cores, {device}",
+                }
+            )
+    return markdown(pd.DataFrame(rows)) if rows else "Not measured yet."
+
+
+def write_text(path: Path, text: str) -> None:
+    """Under the final name only when whole."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    partial.replace(path)
+
+
+def block(text: str, name: str) -> str | None:
+    """What stands in `text` between <!-- name:begin --> and <!-- name:end -->; None without the markers."""
+    head, found, rest = text.partition(f"<!-- {name}:begin -->\n")
+    body, closed, _ = rest.partition(f"<!-- {name}:end -->")
+    return body.strip("\n") if found and closed else None
+
+
+def fill(text: str, name: str, body: str) -> str:
+    """`text` with `body` between the markers of `name`; unchanged without them."""
+    old = block(text, name)
+    if old is None:
+        return text
+    head, _, rest = text.partition(f"<!-- {name}:begin -->\n")
+    return f"{head}<!-- {name}:begin -->\n{body}\n{rest[rest.index(f'<!-- {name}:end -->') :]}"
+
+
+def update(project: str | Path = ".") -> list[str]:
+    """Write the tables of README.md and the notebooks' cost cards from results/; return the files that changed."""
+    project, changed = Path(project), []
+    readme = project / "README.md"
+    text = old = readme.read_text(encoding="utf-8")
+    for file in sorted((project / "results").glob("*.csv")):
+        text = fill(text, f"results:{file.stem}", results_block(project / "results", file.stem))
+    if text != old:
+        write_text(readme, text)
+        changed.append(readme.name)
+    for path in sorted((project / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        cell = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
+        source = fill(cell.source, "cost", cost_block(project / "results", path.stem))
+        if source != cell.source:
+            cell.source = source
+            write_text(path, nbformat.writes(notebook) + "\n")
+            changed.append(path.name)
+    return changed
+
+
+def disagreements(project: str | Path = ".") -> list[str]:
+    """One sentence for each place where README.md, a notebook or a score's card does not agree with results/."""
+    project, found = Path(project), []
+    results, readme = project / "results", (project / "README.md").read_text(encoding="utf-8")
+    cards = read_cards(results)
+    for file in sorted(results.glob("*.csv")):
+        wrong = [n for n in read_scores(file)["card"].unique() if n not in cards or ProtocolCard(**cards[n]).hash != n]
+        if wrong:
+            found.append(f"results/{file.name}: cards {', '.join(wrong)} are missing or altered in cards.json.")
+        elif block(readme, f"results:{file.stem}") != results_block(results, file.stem):
+            found.append(f"README.md: the table of {file.stem} is not that of results/{file.name}; run make report.")
+    for path in sorted((project / "notebooks").glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        source = next(cell.source for cell in cells if cell.cell_type == "markdown")
+        if block(source, "cost") != cost_block(results, path.stem):
+            found.append(f"notebooks/{path.name}: the cost card is not that of results/; run make report.")
+    return found

@@ -1,0 +1,41 @@
+"""The committed numbers: complete, of at least three seeds, the same everywhere they are told, in the order claimed."""
+
+from __future__ import annotations
+
+import pytest
+
+from retrieval_utils.plotting import CONTROLS, LADDER
+from retrieval_utils.report import COLUMNS, disagreements, read_cards, read_scores
+
+
+@pytest.fixture
+def scores(project, request):
+    return read_scores(project / f"results/{request.param}.csv")
+
+
+def test_readme_notebooks_and_results_agree(project):
+    assert disagreements(project) == []
+
+
+@pytest.mark.parametrize("scores", ["smoke", "laptop"], indirect=True)
+def test_every_step_is_scored_on_every_setup_with_three_seeds(scores, project):
+    assert list(scores.columns) == COLUMNS and not scores.isna().any().any()
+    steps = {step + suffix for step in (*LADDER, *CONTROLS) for suffix in ("", "+whitening")}
+    assert steps <= set(scores["step"])
+    assert (scores.groupby(["step", "setup"])["seed"].nunique() >= 3).all()
+    assert not scores.duplicated(["step", "setup", "seed"]).any()
+    assert set(scores["card"]) <= set(read_cards(project / "results"))
+
+
+@pytest.mark.parametrize("scores", ["smoke", "laptop"], indirect=True)
+def test_every_interval_holds_its_mean(scores):
+    assert ((scores["ap_low"] <= scores["mean_ap"]) & (scores["mean_ap"] <= scores["ap_high"])).all()
+    assert (scores["ap_low"] < scores["ap_high"]).all()
+
+
+@pytest.mark.parametrize("suffix", ["", "+whitening"])
+@pytest.mark.parametrize("setup", ["medium", "hard"])
+@pytest.mark.parametrize("scores", ["smoke"], indirect=True)
+def test_on_toy_landmarks_errors_fall_from_classifier_to_contrastive_to_ap(scores, setup, suffix):
+    means = scores[scores["setup"] == setup].groupby("step")["mean_ap"].mean()
+    assert means["classifier" + suffix] < means["contrastive" + suffix] < means["ap-finetuned" + suffix]

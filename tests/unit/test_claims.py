@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pandas as pd
+
+from retrieval_utils.claims import verdicts
+
+
+def scores(values: dict[str, list[float]]) -> pd.DataFrame:
+    """values: step -> mAP of seeds 0, 1, ...; whitening changes nothing unless a step names it."""
+    rows = []
+    for step, seeds in values.items():
+        for name in {step, f"{step}+whitening"} - (set(values) - {step}):
+            for seed, value in enumerate(seeds):
+                rows.append({"step": name, "setup": "hard", "seed": seed, "mean_ap": value})
+    return pd.DataFrame(rows)
+
+
+def verdict(frame: pd.DataFrame) -> list[str]:
+    return verdicts(frame)["verdict"].tolist()
+
+
+def test_a_claim_holds_only_when_every_seed_agrees():
+    assert verdict(scores({"contrastive": [0.5, 0.6], "classifier": [0.4, 0.5]})) == ["holds"]
+    assert verdict(scores({"contrastive": [0.3, 0.2], "classifier": [0.4, 0.5]})) == ["does not hold"]
+    assert verdict(scores({"contrastive": [0.5, 0.4], "classifier": [0.4, 0.5]})) == ["open"]
+
+
+def test_whitening_that_turns_the_sign_leaves_it_open():
+    frame = scores({"contrastive": [0.5], "classifier": [0.4], "contrastive+whitening": [0.3]})
+    assert verdict(frame) == ["open"]
+
+
+def test_differences_are_shown_with_their_seed_spread():
+    (row,) = verdicts(scores({"ap-finetuned": [0.5, 0.7], "contrastive": [0.4, 0.3]})).itertuples(index=False)
+    assert row.plain == "+0.250 (+0.100 to +0.400)"
+
+
+def test_steps_that_are_missing_are_left_out():
+    assert verdicts(scores({"random": [0.1], "classifier": [0.2]})).empty
