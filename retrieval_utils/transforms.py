@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lightly.transforms.simclr_transform import SimCLRViewTransform
-from lightly.transforms.utils import IMAGENET_NORMALIZE
 from PIL import Image, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as F
 
-MEAN, STD = tuple(IMAGENET_NORMALIZE["mean"]), tuple(IMAGENET_NORMALIZE["std"])
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as Lightly's views have them
 RESIZE_RULE = "longer side to image_size, aspect ratio kept, never enlarged"
 INTERPOLATION = Image.Resampling.BICUBIC
 
@@ -72,6 +70,8 @@ def training_view(image_size: int, min_scale: float = 0.25, jitter: float = 0.5,
     min_scale: smallest crop, as a fraction of the area. jitter: strength of the colour jitter (1 is SimCLR's).
     grayscale: probability of dropping colour. Blur is left out: at 64 pixels there is little left to blur.
     """
+    from lightly.transforms.simclr_transform import SimCLRViewTransform  # takes seconds, and only training needs it
+
     return SimCLRViewTransform(
         input_size=image_size, min_scale=min_scale, cj_strength=jitter, random_gray_scale=grayscale, gaussian_blur=0.0
     )

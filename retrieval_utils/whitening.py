@@ -100,8 +100,7 @@ class PCAWhitening:
         }
 
     def __str__(self) -> str:
-        dim, input_dim = self.projection.shape
-        return f"PCA to {dim} of {input_dim} dimensions, power {self.power:g}"
+        return f"PCA to {len(self.projection)} dimensions, power {self.power:g}"
 
 
 def _check(descriptors: Tensor) -> None:

@@ -104,7 +104,7 @@ def test_describe():
         "samples": 400,
         "variance_kept": pytest.approx(kept, abs=1e-4),
     }
-    assert str(whitening) == "PCA to 4 of 6 dimensions, power 0.25"
+    assert str(whitening) == "PCA to 4 dimensions, power 0.25"
 
 
 @pytest.mark.parametrize(
