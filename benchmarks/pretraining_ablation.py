@@ -37,6 +37,7 @@ ARMS = {
     "classifier, strong augmentation": {"method": "classifier", "jitter": 1.0, "min_scale": 0.08, "grayscale": 0.2},
     "simclr, temperature 0.5": {"temperature": 0.5},
     "simclr, batch 256": {"batch_size": 256},
+    "classifier, batch 256": {"method": "classifier", "batch_size": 256},
     "simclr, 96 px": {"image_size": 96},
     "classifier, 96 px": {"method": "classifier", "image_size": 96},
 }

@@ -166,7 +166,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """"auto" is the first CUDA card if there is one, else the CPU. Raises ValueError for a device that is not there."""
+    """The first CUDA card if there is one, else the CPU, for "auto"; ValueError for a device that is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from retrieval_utils.claims import verdicts
+from retrieval_utils.claims import verdicts, what_decides
 from retrieval_utils.datasets.catalogue import TABLE as DATASETS
 from retrieval_utils.evaluation import SETUPS
 from retrieval_utils.plotting import CONTROLS, LADDER
@@ -19,6 +19,7 @@ from retrieval_utils.records import ProtocolCard, load_steps, write_json
 
 COLUMNS = ["step", "benchmark", "setup", "seed", "mean_ap", "ap_low", "ap_high", "minutes", "card"]
 WHITENED = "+whitening"
+ABLATION = "ablation/pretraining.csv"  # below results/
 LEGEND = (
     "Cells: mAP, mean over seeds (lowest–highest seed) [95 % bootstrap interval over queries, seeds averaged]."
     f" Minutes: training, of all that a step builds on. Controls, not rungs: {', '.join(CONTROLS)}."
@@ -156,6 +157,13 @@ def results_block(results: str | Path, profile: str) -> str:
     return "\n\n".join(parts)
 
 
+def ablation_block(results: str | Path) -> str:
+    """What stands in README.md between the markers of the ablation of pretraining."""
+    frame = pd.read_csv(Path(results) / ABLATION)
+    seeds = frame["seed"].nunique()
+    return f"mAP plain / whitened, {seeds} seed{'s' * (seeds > 1)}.\n\n{markdown(what_decides(frame))}"
+
+
 def cost_block(results: str | Path, stem: str) -> str:
     """What stands in notebook `stem` between the cost markers: measured, from records that trained everything."""
     rows = []
@@ -208,6 +216,8 @@ def update(project: str | Path = ".") -> list[str]:
     text = old = readme.read_text(encoding="utf-8")
     for file in sorted((project / "results").glob("*.csv")):
         text = fill(text, f"results:{file.stem}", results_block(project / "results", file.stem))
+    if (project / "results" / ABLATION).is_file():
+        text = fill(text, "results:ablation", ablation_block(project / "results"))
     if text != old:
         write_text(readme, text)
         changed.append(readme.name)
@@ -233,6 +243,8 @@ def disagreements(project: str | Path = ".") -> list[str]:
             found.append(f"results/{file.name}: cards {', '.join(wrong)} are missing or altered in cards.json.")
         elif block(readme, f"results:{file.stem}") != results_block(results, file.stem):
             found.append(f"README.md: the table of {file.stem} is not that of results/{file.name}; run make report.")
+    if (results / ABLATION).is_file() and block(readme, "results:ablation") != ablation_block(results):
+        found.append(f"README.md: the table of the ablation is not that of results/{ABLATION}; run make report.")
     for path in sorted((project / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         source = next(cell.source for cell in cells if cell.cell_type == "markdown")

@@ -85,9 +85,7 @@ class EpochHistory(pl.Callback):
             sys.stderr.write(f"\r\x1b[K{line}")
 
 
-def fit(
-    module: pl.LightningModule, loader: DataLoader, epochs: int, name: str, device: str, precision: str
-) -> History:
+def fit(module: pl.LightningModule, loader: DataLoader, epochs: int, name: str, device: str, precision: str) -> History:
     """Trains `module` and returns its history, one value an epoch for everything it logged."""
     resolve_device(device)  # one clear sentence for a card that is not there
     for quiet in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from retrieval_utils.claims import verdicts
+from retrieval_utils.claims import verdicts, what_decides
 
 
 def scores(values: dict[str, list[float]]) -> pd.DataFrame:
@@ -37,3 +37,13 @@ def test_differences_are_shown_with_their_seed_spread():
 
 def test_steps_that_are_missing_are_left_out():
     assert verdicts(scores({"random": [0.1], "classifier": [0.2]})).empty
+
+
+def test_an_ablation_sets_both_methods_side_by_side():
+    arms = {"random network": 0.1, "classifier": 0.3, "simclr": 0.2, "simclr, head": 0.25, "classifier, long": 0.4}
+    frame = pd.DataFrame([{"arm": a, "seed": 0, "mean_ap": v, "mean_ap_whitened": v + 0.1} for a, v in arms.items()])
+    table = what_decides(frame).set_index("setting")
+    assert list(table.index) == ["as the profile", "head", "long"]
+    assert table.loc["as the profile", "simclr leads by"] == "-0.100 / -0.100"
+    assert table.loc["head", "classifier"] == "0.300 / 0.400" and table.loc["head", "simclr"] == "0.250 / 0.350"
+    assert table.loc["long", "simclr leads by"] == "-0.200 / -0.200"

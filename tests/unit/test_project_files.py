@@ -175,8 +175,6 @@ def test_ci_runs_the_tests_on_real_photos_where_they_are(project, tmp_path):
     assert run() == f"data={tmp_path / 'shared/data'}\n"
 
 
-
-
 def test_the_data_readme_has_every_data_set_as_the_catalogue_has_it(project):
     from retrieval_utils.datasets.catalogue import TABLE
 
