@@ -39,7 +39,7 @@ def what_decides(frame: pd.DataFrame) -> pd.DataFrame:
     """The first claim under changed settings: one row a setting, mAP plain / whitened of both methods, and who leads.
 
     frame: the columns arm ("simclr" or "classifier", then ", <what was changed>"), mean_ap and mean_ap_whitened that
-    benchmarks/pretraining_ablation.py writes. Where a setting is of one method alone, the other stays as the profile.
+    benchmarks/pretraining_ablation.py writes. Where a setting is of one method alone, the other stays at its base.
     """
     means = frame.groupby("arm", sort=False)[["mean_ap", "mean_ap_whitened"]].mean()
     rows = []
@@ -48,9 +48,7 @@ def what_decides(frame: pd.DataFrame) -> pd.DataFrame:
         arms = {method: arm if arm in means.index else method for method, arm in arms.items()}
         lead = means.loc[arms["simclr"]] - means.loc[arms["classifier"]]  # plain, whitened
         both = {method: "{:.3f} / {:.3f}".format(*means.loc[arm]) for method, arm in arms.items()}
-        rows.append(
-            {"setting": setting or "as the profile", **both, "simclr leads by": "{:+.3f} / {:+.3f}".format(*lead)}
-        )
+        rows.append({"setting": setting or "base", **both, "simclr leads by": "{:+.3f} / {:+.3f}".format(*lead)})
     return pd.DataFrame(rows)
 
 

@@ -43,7 +43,7 @@ def test_an_ablation_sets_both_methods_side_by_side():
     arms = {"random network": 0.1, "classifier": 0.3, "simclr": 0.2, "simclr, head": 0.25, "classifier, long": 0.4}
     frame = pd.DataFrame([{"arm": a, "seed": 0, "mean_ap": v, "mean_ap_whitened": v + 0.1} for a, v in arms.items()])
     table = what_decides(frame).set_index("setting")
-    assert list(table.index) == ["as the profile", "head", "long"]
-    assert table.loc["as the profile", "simclr leads by"] == "-0.100 / -0.100"
+    assert list(table.index) == ["base", "head", "long"]
+    assert table.loc["base", "simclr leads by"] == "-0.100 / -0.100"
     assert table.loc["head", "classifier"] == "0.300 / 0.400" and table.loc["head", "simclr"] == "0.250 / 0.350"
     assert table.loc["long", "simclr leads by"] == "-0.200 / -0.200"
