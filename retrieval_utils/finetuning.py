@@ -66,10 +66,7 @@ def finetune(network: DescriptorNetwork, training_set: TrainingSet, settings: Fi
         size = settings.image_size * 3 // 2
         descriptors = extract_descriptors(network, training_set.images, image_size=size, device=settings.device)
         whitening = PCAWhitening.fit(descriptors, dim=settings.head_dim)
-        # One scale for all rows changes no descriptor, and lets the optimiser move the head as fast as the other layers:
-        # the rows of a whitening are tens of times longer than those a linear layer starts with.
-        weight = whitening.projection / whitening.projection.norm(dim=1).mean()  # (head_dim, C)
-        network.cpu().add_head(weight, -weight @ whitening.mean)
+        network.cpu().add_head(whitening.projection, -whitening.projection @ whitening.mean)
     module = _FineTuning(network, losses[settings.loss](), settings)
     history = fit(module, loader, settings.epochs, settings.loss, settings.device, settings.precision)
     network.cpu().eval()
