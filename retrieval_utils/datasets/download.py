@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import requests
@@ -45,8 +46,9 @@ def get_dataset(name: str, root: str | Path | None = None, progress: bool = True
     check_free_disk(place / name, sum(_room(place, piece) for piece in wanted))
     for piece in wanted:
         _get_piece(place, piece, progress, mirror)
-    for piece in PIECES[name]:
-        shutil.rmtree(_parts(place / piece.target), ignore_errors=True)  # of a call killed after its last rename
+    for target in (place / piece.target for piece in PIECES[name]):  # of a call killed after its last rename
+        shutil.rmtree(_parts(target), ignore_errors=True)
+        _discard(target.with_name(target.name + ".part"))
     check_contents(name, place)
     return dataset_folder(name, place)
 
@@ -75,13 +77,7 @@ def _get_piece(place: Path, piece: Piece, progress: bool, mirror: str) -> None:
         archive = target.with_name(remote.file)
         if not part.is_dir():
             _fetch(folder, remote, archive, progress, mirror)
-            try:
-                extract_archive(archive, part)
-            except DownloadError:
-                raise  # the disk, not the archive: it is kept for the next call
-            except ValueError:
-                archive.unlink(missing_ok=True)
-                raise
+            _unpack(archive, part)
         if archive.is_file():
             with disk_trouble(target):
                 if not piece.content:
@@ -95,6 +91,19 @@ def _get_piece(place: Path, piece: Piece, progress: bool, mirror: str) -> None:
         raise ValueError(f"{message}: get it again, unless its source has changed.")
     with disk_trouble(target):
         staging.rename(target)
+
+
+def _unpack(archive: Path, part: Path) -> None:
+    try:
+        extract_archive(archive, part)
+    except DownloadError:
+        raise  # the disk, not the archive: it is kept for the next call
+    except ValueError:
+        archive.unlink(missing_ok=True)
+        raise
+    finally:
+        with suppress(OSError):
+            part.parent.rmdir()  # only if nothing is in it
 
 
 def _parts(target: Path) -> Path:
@@ -120,10 +129,11 @@ def download(
     """
     target = Path(target)
     hashes = {kind: digest.lower() for kind, digest in (("sha256", sha256), ("md5", md5)) if digest}
+    part = target.with_name(target.name + ".part")
     if target.is_file() and (size is None or target.stat().st_size == size):
         if all(_hash(target, kind) == digest for kind, digest in hashes.items()):
+            _discard(part)  # of a call killed after the rename
             return target
-    part = target.with_name(target.name + ".part")
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with (
         disk_trouble(target, leftovers=(part, _note(part))),
