@@ -17,6 +17,7 @@ from urllib3.exceptions import HTTPError
 from retrieval_utils.datasets.archives import DownloadError, check_free_disk, disk_trouble, extract_archive, gather
 from retrieval_utils.datasets.base import data_root
 from retrieval_utils.datasets.catalogue import check_name, dataset_folder, list_datasets, missing_pieces, toy_root
+from retrieval_utils.datasets.manifest import NAME as MANIFEST
 from retrieval_utils.datasets.manifest import pin_download, read_manifest
 from retrieval_utils.datasets.sources import PIECES, Piece, Remote
 from retrieval_utils.datasets.toy_landmarks import generate_toy_landmarks
@@ -48,7 +49,8 @@ def get_dataset(name: str, root: str | Path | None = None, progress: bool = True
         _get_piece(place, piece, progress, mirror)
     for target in (place / piece.target for piece in PIECES[name]):  # of a call killed after its last rename
         shutil.rmtree(_parts(target), ignore_errors=True)
-        _discard(target.with_name(target.name + ".part"))
+        for file in (target.name, MANIFEST):
+            _discard(target.with_name(file + ".part"))
     check_contents(name, place)
     return dataset_folder(name, place)
 
