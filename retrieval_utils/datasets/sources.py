@@ -114,18 +114,18 @@ _TRAINING_PHOTOS = Piece(
 )
 
 
-def _pickled(target: str, url: str, size: int, sha256: str = "") -> Piece:
+def _plain_file(target: str, url: str, size: int, sha256: str = "") -> Piece:
     return Piece(target, (Remote(url, size, sha256),), archived=False)
 
 
 def _revisited(name: str, size: int, sha256: str) -> tuple[Piece, ...]:
     file = f"{name}/gnd_{name}.pkl"
-    return _PHOTOS[name[1:]], _pickled(file, f"{_CMP}/revisitop/data/datasets/{file}", size, sha256)
+    return _PHOTOS[name[1:]], _plain_file(file, f"{_CMP}/revisitop/data/datasets/{file}", size, sha256)
 
 
 def _sfm(name: str, size: int) -> tuple[Piece, ...]:
     files = (f"{name}.pkl", f"{name}-whiten.pkl")
-    lists = (_pickled(f"{name}/{f}", f"{_CMP}/cnnimageretrieval/data/train/dbs/{f}", size) for f in files)
+    lists = (_plain_file(f"{name}/{f}", f"{_CMP}/cnnimageretrieval/data/train/dbs/{f}", size) for f in files)
     return (*lists, _TRAINING_PHOTOS)
 
 
@@ -147,7 +147,7 @@ PIECES: dict[str, tuple[Piece, ...]] = {
     "roxford5k": _revisited("roxford5k", 149_871, "ba7967754bd2d7d2210a5799f9c45ad5835e269a80ef9d3eba44caa35816c471"),
     "rparis6k": _revisited("rparis6k", 276_508, "d2e729a5293dda7dda8a15c8383424a42e4964a2c4cfea2f32fa85d11d2df499"),
     "r1m": (
-        _pickled("revisitop1m/revisitop1m.txt", f"{_R1M}/revisitop1m.txt", 50_000_000),
+        _plain_file("revisitop1m/revisitop1m.txt", f"{_R1M}/revisitop1m.txt", 50_000_000),
         Piece(
             "revisitop1m/jpg",
             tuple(Remote(f"{_R1M}/jpg/revisitop1m.{i}.tar.gz", 4_000_000_000) for i in range(1, 101)),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from retrieval_utils.datasets import load_benchmark
+from retrieval_utils.datasets.download import verify_dataset
 from retrieval_utils.datasets.oxford_paris import read_gt_files, read_original
 from retrieval_utils.datasets.revisited import read_revisited
+from retrieval_utils.datasets.sources import CORRUPT_PARIS
 from retrieval_utils.evaluation import average_precision, evaluate
 
 pytestmark = pytest.mark.real_data
@@ -95,3 +102,55 @@ def test_easy_of_the_revisited_protocol_averages_68_of_its_70_queries(revisited)
     report = evaluate(scores, revisited.ground_truth, revisited.setups)
     assert [report[setup].counted for setup in ("easy", "medium", "hard")] == [68, 70, 70]
     assert np.isnan(report["easy"].ap).sum() == 2 and report["easy"].mean_ap == np.nanmean(report["easy"].ap)
+
+
+def blank(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (side, side)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def cities(photos, tmp_path_factory):
+    """The official ground truth in a data root with as many photos as there are: blank ones, queries of full size."""
+    root = tmp_path_factory.mktemp("cities")
+    small, full = blank(8), blank(1024)
+    for name in ("roxford5k", "rparis6k"):
+        if not (photos / name / f"gnd_{name}.pkl").is_file() or not (photos / "oxford5k/gt_files").is_dir():
+            pytest.skip(f"no ground truth in {photos}")
+        bench = read_revisited(photos / name, name, check_images=False)
+        (root / name).mkdir()
+        shutil.copyfile(photos / name / f"gnd_{name}.pkl", root / name / f"gnd_{name}.pkl")
+        (root / name[1:] / "jpg").mkdir(parents=True)
+        for path in (*bench.images, *bench.queries):
+            (root / name[1:] / "jpg" / path.name).write_bytes(full if path in bench.queries else small)
+    for name in CORRUPT_PARIS:
+        (root / "paris6k/jpg" / f"{name}.jpg").write_bytes(b"no photo")
+    (root / "oxford5k/gt_files").mkdir()
+    for path in (photos / "oxford5k/gt_files").glob("*.txt"):
+        shutil.copyfile(path, root / "oxford5k/gt_files" / path.name)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "queries"), [("oxford5k", 5063, 55), ("roxford5k", 4993, 70), ("rparis6k", 6322, 70)]
+)
+def test_load_and_verify_at_full_size_with_the_official_ground_truth(cities, name, images, queries):
+    for _ in range(2):  # from its source, then from the JSON beside
+        bench = load_benchmark(name, cities)
+        assert (len(bench.images), len(bench.queries)) == (images, queries)
+    assert (cities / name / f"gnd_{name}.json").is_file()
+    found = verify_dataset(name, cities, progress=False)
+    total = images if name == "oxford5k" else images + queries
+    assert f"{images:,} images and {queries} queries as published" in found and f"{total:,} photos decode" in found
+    assert all((corrupt in found) == (name == "rparis6k") for corrupt in CORRUPT_PARIS)
+    assert ("20 photos that the publisher names as corrupt" in found) == (name == "rparis6k")
+
+
+def test_one_corrupt_photo_among_five_thousand_is_named(cities):
+    photo = cities / "oxford5k/jpg/radcliffe_camera_000031.jpg"
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match=r"1 photos in .* do not decode \(radcliffe_camera_000031\.jpg\)"):
+        verify_dataset("roxford5k", cities, progress=False)
+    photo.write_bytes(whole)
