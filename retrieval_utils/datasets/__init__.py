@@ -9,21 +9,32 @@ from retrieval_utils.evaluation import GroundTruth
 
 __all__ = ["Benchmark", "GroundTruth", "TrainingSet", "data_root", "load_benchmark", "load_training_set"]
 
-BENCHMARKS = ("toy-landmarks", "grocery-store", "grocery-store-validation")
+OXFORD_PARIS = ("oxford5k", "paris6k", "roxford5k", "rparis6k")
+BENCHMARKS = ("toy-landmarks", "grocery-store", "grocery-store-validation", *OXFORD_PARIS, "image-folder")
+TRAINING_SETS = ("toy-landmarks", "grocery-store", "retrieval-sfm-30k", "retrieval-sfm-120k")
 
 
 def load_benchmark(name: str, root: str | Path | None = None, download: bool = False, size: str = "smoke") -> Benchmark:
     """The benchmark `name`, read from the data root (see `data_root`); toy landmarks are drawn on first use.
 
-    root: folder that holds the data sets. download: fetch what is missing. size: of the toy landmarks only.
-    Raises ValueError for an unknown name, FileNotFoundError for missing data.
+    name: one of BENCHMARKS; `+r1m` after one of Oxford or Paris, as in `roxford5k+r1m`, adds a million distractors.
+    root: folder that holds the data sets; of `image-folder` the folder of the photos itself. download: fetch what is
+    missing. size: of the toy landmarks only. Raises ValueError for an unknown name or malformed data, FileNotFoundError
+    for missing data.
     """
+    base, plus, more = name.partition("+")
+    if base in OXFORD_PARIS and more == ("r1m" if plus else ""):
+        return _oxford_paris(base, bool(plus), data_root(root), download)
     if name == "toy-landmarks":
         return _toy(size, root, "load_toy_benchmark")
     if name.startswith("grocery-store"):
         from retrieval_utils.datasets import grocery_store
 
         return grocery_store.load_grocery_benchmark(data_root(root), name, download)
+    if name == "image-folder":
+        from retrieval_utils.datasets.image_folder import load_image_folder
+
+        return load_image_folder(root or data_root() / name)
     raise ValueError(f"There is no benchmark '{name}'; choose one of {', '.join(BENCHMARKS)}.")
 
 
@@ -32,9 +43,15 @@ def load_training_set(
 ) -> TrainingSet:
     """The part of data set `name` to train on, disjoint from its benchmark's instances.
 
-    part: "categories", the pretraining pool (its labels serve the classifier alone), or "instances", for fine-tuning.
+    part: "categories", the pretraining pool (its labels serve the classifier alone), or "instances", for fine-tuning;
+    of retrieval-sfm-*, whose sets are `sfm.PairSet`, "instances", "validation" or "whitening".
     Raises ValueError for an unknown name or part, FileNotFoundError for missing data.
     """
+    if name in ("retrieval-sfm-30k", "retrieval-sfm-120k"):
+        from retrieval_utils.datasets import sfm
+
+        _get((name,), data_root(root), download)
+        return sfm.load_sfm(data_root(root), name, part)
     if part not in ("categories", "instances"):
         raise ValueError(f"There is no part '{part}'; choose 'categories' or 'instances'.")
     if name == "toy-landmarks":
@@ -43,7 +60,23 @@ def load_training_set(
         from retrieval_utils.datasets import grocery_store
 
         return grocery_store.load_grocery_training_set(data_root(root), part, download)
-    raise ValueError(f"There is no training set '{name}'; choose one of toy-landmarks, grocery-store.")
+    raise ValueError(f"There is no training set '{name}'; choose one of {', '.join(TRAINING_SETS)}.")
+
+
+def _oxford_paris(name: str, distractors: bool, root: Path, download: bool) -> Benchmark:
+    from retrieval_utils.datasets import oxford_paris
+
+    _get((name, "r1m") if distractors else (name,), root, download)
+    bench = oxford_paris.load_oxford_paris(root, name)
+    return oxford_paris.add_distractors(bench, root) if distractors else bench
+
+
+def _get(names: tuple[str, ...], root: Path, download: bool) -> None:
+    if download:
+        from retrieval_utils.datasets.download import get_dataset
+
+        for name in names:
+            get_dataset(name, root)
 
 
 def _toy(size: str, root: str | Path | None, loader: str, *args):

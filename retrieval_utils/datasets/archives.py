@@ -55,6 +55,31 @@ def extract_archive(archive: str | Path, folder: str | Path) -> Path:
     return folder
 
 
+def gather(parts: list[Path], target: Path, flat: str = "", strip: bool = False) -> Path:
+    """Moves what the folders `parts` hold into the one folder `<target>.gathering`, and returns that.
+
+    flat: the suffix of the files to be moved, out of whatever folders they are in; "" moves all, folders and all.
+    strip: leave out the only folder at the top of a part. A killed call is gone on with by the next.
+    Raises ValueError if two files would have one name.
+    """
+    staging = target.with_name(target.name + ".gathering")
+    with disk_trouble(target):
+        for part in parts:
+            tops = list(part.iterdir()) if strip else []
+            base = tops[0] if len(tops) == 1 and tops[0].is_dir() else part
+            for source in sorted(path for path in base.rglob("*") if path.is_file()):
+                if flat and (source.suffix.lower() != flat or source.name.startswith(".")):
+                    continue
+                destination = staging / (source.name if flat else source.relative_to(base))
+                if destination.exists():
+                    message = f"The archives of '{target}' hold '{destination.relative_to(staging)}' twice"
+                    raise ValueError(f"{message}; their publisher has changed them: get a copy from elsewhere.")
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                source.rename(destination)
+        staging.mkdir(parents=True, exist_ok=True)
+    return staging
+
+
 def check_free_disk(path: Path, needed: int) -> None:
     """Raises DownloadError if the disk that holds `path` has less than `needed` bytes free."""
     free = shutil.disk_usage(path.parent).free

@@ -1,24 +1,16 @@
-"""The data sets by name: what they are, whether they are there, and whether what is there is what was meant."""
+"""The data sets by name: what they are, and whether they are there."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from PIL import Image
-from rich.console import Console
-from rich.progress import track
-
-from retrieval_utils.datasets import toy_landmarks
 from retrieval_utils.datasets.base import PROJECT_DATA, data_root
 from retrieval_utils.datasets.grocery_store import FOLDER
+from retrieval_utils.datasets.oxford_paris import photo_folder, variant_of
+from retrieval_utils.datasets.sfm import FOLDERS
+from retrieval_utils.datasets.sources import BLURRED, CONTENT, COUNTS, PIECES, Piece
 
-# The host packs its archive anew at will, so the content is pinned: see `content_hash`. Taken from the last commit of
-# the repository, of 2023-09-08.
-CONTENT = "43584b0af84db4d18b20f7352f12c4dcc53cea229a62168e0267b04a778a64d9"
-COUNTS = {"train": 2640, "val": 296, "test": 2485}
-
-WAY_OUT = "move it away and get it again."
+FLICKR = "none stated; photos from Flickr, rights with their owners"
 
 TABLE = {  # what, licence, size, variant
     "toy-landmarks": (
@@ -33,42 +25,80 @@ TABLE = {  # what, licence, size, variant
         "124 MB to load, 123 MB on disk",
         f"content {CONTENT[:12]}",
     ),
+    "oxford5k": (
+        "5,063 photos of Oxford, 55 queries, original protocol (Philbin et al., CVPR 2007)",
+        FLICKR,
+        "1.9 GB to load, 1.9 GB on disk",
+        BLURRED,
+    ),
+    "paris6k": (
+        "6,392 photos of Paris, 55 queries, original protocol (Philbin et al., CVPR 2008)",
+        FLICKR,
+        "about 2.4 GB to load, 2.4 GB on disk",
+        BLURRED,
+    ),
+    "roxford5k": (
+        "the photos of oxford5k, 4,993 and 70 queries, revisited protocol (Radenović et al., CVPR 2018)",
+        FLICKR,
+        "1.9 GB to load, shared with oxford5k",
+        BLURRED,
+    ),
+    "rparis6k": (
+        "the photos of paris6k, 6,322 and 70 queries, revisited protocol (Radenović et al., CVPR 2018)",
+        FLICKR,
+        "about 2.4 GB to load, shared with paris6k",
+        BLURRED,
+    ),
+    "r1m": (
+        "1,001,001 distractors, for any of those four: `roxford5k+r1m` (Radenović et al., CVPR 2018)",
+        FLICKR,
+        "more than 400 GB to load, as much on disk",
+        "one",
+    ),
+    "retrieval-sfm-30k": (
+        "matching pairs in clusters of 3D models, to train on (Radenović et al., ECCV 2016)",
+        FLICKR,
+        "38 GB to load, shared with retrieval-sfm-120k",
+        "one",
+    ),
+    "retrieval-sfm-120k": (
+        "matching pairs in 713 clusters of 3D models, to train on (Radenović et al., PAMI 2019)",
+        FLICKR,
+        "38 GB to load, 38 GB on disk",
+        "one",
+    ),
+    "image-folder": (
+        "your own photos: a folder for each instance to be scored on, or a flat folder to search",
+        "yours",
+        "yours, nothing to load",
+        "one",
+    ),
 }
 
 
 def list_datasets(root: str | Path | None = None) -> list[dict[str, str]]:
-    """One row a data set, all strings: name, what, licence, size, where (a folder, or "not there"), variant."""
+    """One row a data set, all strings: name, what, licence, size, where (a folder, or what is not there), variant."""
     rows = []
     for name, (what, licence, size, variant) in TABLE.items():
-        folder = _folder(name, root)
-        where = str(folder) if folder.is_dir() else "not there"
+        folder, lacking = dataset_folder(name, root), missing_pieces(name, root)
+        where = str(folder)
+        if lacking:
+            lacks = ", ".join(f"'{piece.target}'" for piece in lacking)
+            where = (
+                "not there" if len(lacking) == len(PIECES[name]) else f"partly in '{data_root(root)}', lacks {lacks}"
+            )
+        elif not folder.is_dir():
+            where = "not there"
+        elif name in COUNTS:
+            variant = variant_of(photo_folder(data_root(root), name))
         rows.append({"name": name, "what": what, "licence": licence, "size": size, "where": where, "variant": variant})
     return rows
 
 
-def verify_dataset(name: str, root: str | Path | None = None, progress: bool = True) -> str:
-    """Reads every file of data set `name` again; returns one sentence on what was found right.
-
-    Raises FileNotFoundError if it is not there, ValueError naming what is missing, corrupt or changed.
-    """
-    check_name(name)
-    folder = _folder(name, root)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no '{folder}'; run `python -m retrieval_utils data get {name}` first.")
-    if name == "toy-landmarks":
-        drawn = toy_landmarks.load_toy_benchmark(folder)  # compares every file with the manifest
-        return f"{name}: every file as drawn, {len(drawn.images):,} database images in '{folder}'."
-    missing = [f"{split}.txt" for split in COUNTS if not (folder / "dataset" / f"{split}.txt").is_file()]
-    photos = [photo for split in COUNTS if f"{split}.txt" not in missing for photo in _photos(folder, split)]
-    shown = track(photos, "reading every photo", console=Console(stderr=True), disable=not progress)
-    if bad := missing + [photo for photo in shown if not _decodes(folder / "dataset" / photo)]:
-        names = ", ".join(bad[:5]) + (" and more" if len(bad) > 5 else "")
-        problem = f"has {len(bad):,} missing or corrupt files ({names})"
-    else:
-        problem = content_problem(folder)
-    if problem:
-        raise ValueError(f"'{folder}' {problem}; {WAY_OUT}")
-    return f"{name}: {len(photos):,} photos decode, content {CONTENT[:12]} as expected, in '{folder}'."
+def missing_pieces(name: str, root: str | Path | None = None) -> list[Piece]:
+    """What of data set `name` is to be loaded still."""
+    place = data_root(root)
+    return [p for p in PIECES.get(name, ()) if not any((place / target).exists() for target in p.places)]
 
 
 def check_name(name: str) -> None:
@@ -77,51 +107,14 @@ def check_name(name: str) -> None:
         raise ValueError(f"There is no data set '{name}'; choose one of {', '.join(TABLE)}.")
 
 
-def content_problem(folder: Path) -> str | None:
-    """How the Grocery Store in `folder` differs from the one the results were made on; None if it does not."""
-    lists = {}
-    for split, count in COUNTS.items():
-        if not (folder / "dataset" / f"{split}.txt").is_file():
-            return f"lacks 'dataset/{split}.txt'"
-        lists[split] = _photos(folder, split)
-        if len(lists[split]) != count:
-            return f"names {len(lists[split]):,} photos in '{split}.txt', expected {count:,}"
-    names = [f"{split}.txt" for split in lists] + [photo for photos in lists.values() for photo in photos]
-    if missing := [name for name in names if not (folder / "dataset" / name).is_file()]:
-        return f"lacks {len(missing):,} files, the first of them 'dataset/{missing[0]}'"
-    if (found := content_hash(folder / "dataset", names)) != CONTENT:
-        return f"has content sha256 {found}, expected {CONTENT}"
-    return None
-
-
-def content_hash(folder: Path, names: list[str]) -> str:
-    """sha256 over a line `<name> <sha256 of the file>` for each of `names` (paths below `folder`), sorted."""
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        with (folder / name).open("rb") as file:
-            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
 def toy_root(root: str | Path | None) -> Path:
     """Where toy landmarks are drawn: the folder named, else the project's `data/`, never a share behind a variable."""
     return data_root(root) if root else PROJECT_DATA
 
 
-def _folder(name: str, root: str | Path | None) -> Path:
-    return toy_root(root) / f"{name}-smoke-seed0" if name == "toy-landmarks" else data_root(root) / FOLDER
-
-
-def _photos(folder: Path, split: str) -> list[str]:
-    """Paths below dataset/ that a list names; its lines are `path, class, coarse class`."""
-    lines = (folder / "dataset" / f"{split}.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line.split(",")[0].strip() for line in lines if line.strip()]
-
-
-def _decodes(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # by where in the file the damage is
-        return False
-    return True
+def dataset_folder(name: str, root: str | Path | None = None) -> Path:
+    """Folder of a data set below the data root; for Oxford and Paris the one that holds the ground truth."""
+    if name == "toy-landmarks":
+        return toy_root(root) / f"{name}-smoke-seed0"
+    folders = {"grocery-store": FOLDER, "r1m": "revisitop1m", **FOLDERS}
+    return data_root(root) / folders.get(name, name)

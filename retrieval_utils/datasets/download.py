@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import requests
@@ -13,18 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from urllib3.exceptions import HTTPError
 
-from retrieval_utils.datasets.archives import DownloadError, check_free_disk, disk_trouble, extract_archive
+from retrieval_utils.datasets.archives import DownloadError, check_free_disk, disk_trouble, extract_archive, gather
 from retrieval_utils.datasets.base import data_root
-from retrieval_utils.datasets.catalogue import (
-    WAY_OUT,
-    check_name,
-    content_problem,
-    list_datasets,
-    toy_root,
-    verify_dataset,
-)
-from retrieval_utils.datasets.grocery_store import FOLDER, URL
+from retrieval_utils.datasets.catalogue import check_name, dataset_folder, list_datasets, missing_pieces, toy_root
+from retrieval_utils.datasets.manifest import NAME as MANIFEST
+from retrieval_utils.datasets.manifest import pin_download, read_manifest
+from retrieval_utils.datasets.sources import PIECES, Piece, Remote
 from retrieval_utils.datasets.toy_landmarks import generate_toy_landmarks
+from retrieval_utils.datasets.verification import check_contents, grocery_problem, verify_dataset
 
 __all__ = ["DownloadError", "download", "extract_archive", "get_dataset", "list_datasets", "verify_dataset"]
 
@@ -34,57 +31,111 @@ TIMEOUT = (10, 60)  # seconds to connect, and without a byte
 CHUNK = 1 << 16  # bytes
 
 
-def get_dataset(name: str, root: str | Path | None = None, progress: bool = True, url: str | None = None) -> Path:
-    """Puts data set `name` below the data root and returns its folder; one that is there is only verified.
+def get_dataset(name: str, root: str | Path | None = None, progress: bool = True, mirror: str = "") -> Path:
+    """Puts data set `name` below the data root and returns its folder; what is there is kept, what lacks is fetched.
 
-    url: another address of the same archive, such as a mirror; what it holds is verified all the same.
-    Raises ValueError for an unknown name, wrong content, a network that fails or a full disk.
+    mirror: another address under which the same files lie; what they hold is verified all the same.
+    Raises ValueError for an unknown name, wrong content, a network that fails or a disk too small or full.
     """
     check_name(name)
     if name == "toy-landmarks":
         return generate_toy_landmarks(toy_root(root), progress=progress)
+    if name == "image-folder":
+        raise ValueError("An image-folder is made of your own photos: there is nothing to get; name it as --data-root.")
     place = data_root(root)
-    folder, archive, unpacked = place / FOLDER, place / f"{FOLDER}.zip", place / f"{FOLDER}.unpacked"
-    if folder.exists():
-        if problem := content_problem(folder):
-            raise ValueError(f"'{folder}' {problem}; {WAY_OUT}")
-        return folder
-    download(url or URL, archive, progress=progress)
+    wanted = missing_pieces(name, place)
+    check_free_disk(place / name, sum(_room(place, piece) for piece in wanted))
+    for piece in wanted:
+        _get_piece(place, piece, progress, mirror)
+    for target in (place / piece.target for piece in PIECES[name]):  # of a call killed after its last rename
+        shutil.rmtree(_parts(target), ignore_errors=True)
+        for file in (target.name, MANIFEST):
+            _discard(target.with_name(file + ".part"))
+    check_contents(name, place)
+    return dataset_folder(name, place)
+
+
+def _room(place: Path, piece: Piece) -> int:
+    """Bytes that making the piece takes beside what is here: photos unpack to about the size of their archive, and
+    beside what is unpacked lies one archive at a time."""
+    target = place / piece.target
+    left = [remote for remote in piece.remotes if not ((_parts(target) / remote.file).is_dir() and piece.archived)]
+    paths = [target.with_name(remote.file if piece.archived else target.name) for remote in left]
+    here = [path if path.is_file() else path.with_name(path.name + ".part") for path in paths]
+    largest = max((remote.size for remote in left), default=0) if piece.archived else 0
+    return sum(remote.size for remote in left) + largest - sum(path.stat().st_size for path in here if path.is_file())
+
+
+def _get_piece(place: Path, piece: Piece, progress: bool, mirror: str) -> None:
+    """Every step is either done under its final name or done again by the next call: load, unpack, gather, rename."""
+    target, folder = place / piece.target, place / Path(piece.target).parts[0]
+    if not piece.archived:
+        _fetch(folder, piece.remotes[0], target, progress, mirror)
+        with disk_trouble(target):
+            pin_download(folder, piece.remotes[0].url, target)
+        return
+    parts = [_parts(target) / remote.file for remote in piece.remotes]
+    for remote, part in zip(piece.remotes, parts, strict=True):
+        archive = target.with_name(remote.file)
+        if not part.is_dir():
+            _fetch(folder, remote, archive, progress, mirror)
+            _unpack(archive, part)
+        if archive.is_file():
+            with disk_trouble(target):
+                if not piece.content:
+                    pin_download(folder, remote.url, archive)  # only now: nobody shall expect the hash of a broken one
+                archive.unlink()
+    staging = gather(parts, target, piece.flat, piece.strip)
+    if piece.content and (problem := grocery_problem(staging)):
+        shutil.rmtree(staging)
+        shutil.rmtree(_parts(target))
+        message = f"What {piece.remotes[0].url} holds {problem}; it was deleted"
+        raise ValueError(f"{message}: get it again, unless its source has changed.")
+    with disk_trouble(target):
+        staging.rename(target)
+
+
+def _unpack(archive: Path, part: Path) -> None:
     try:
-        shutil.rmtree(unpacked, ignore_errors=True)
-        extract_archive(archive, unpacked)
-        top = next(unpacked.glob("*/dataset"), unpacked / "dataset").parent  # the top folder is named after the branch
-        if problem := content_problem(top):
-            raise ValueError(
-                f"What {url or URL} holds {problem}; it was deleted: get it again, unless its source has changed."
-            )
-        with disk_trouble(folder):
-            top.rename(folder)
+        extract_archive(archive, part)
     except DownloadError:
         raise  # the disk, not the archive: it is kept for the next call
     except ValueError:
         archive.unlink(missing_ok=True)
         raise
     finally:
-        shutil.rmtree(unpacked, ignore_errors=True)
-    archive.unlink(missing_ok=True)
-    return folder
+        with suppress(OSError):
+            part.parent.rmdir()  # only if nothing is in it
+
+
+def _parts(target: Path) -> Path:
+    """Folder of the unpacked archives that are not yet gathered."""
+    return target.with_name(target.name + ".parts")
+
+
+def _fetch(folder: Path, remote: Remote, path: Path, progress: bool, mirror: str) -> None:
+    """Loads one file, with the hash that was published, else the one it had when it was loaded first."""
+    url = f"{mirror.rstrip('/')}/{remote.url.rpartition('/')[2]}" if mirror else remote.url
+    sha256 = remote.sha256 or read_manifest(folder)["downloads"].get(path.name, {}).get("sha256", "")
+    download(url, path, sha256=sha256, md5=remote.md5, progress=progress)
 
 
 def download(
-    url: str, target: str | Path, sha256: str | None = None, size: int | None = None, progress: bool = True
+    url: str, target: str | Path, sha256: str = "", size: int | None = None, progress: bool = True, md5: str = ""
 ) -> Path:
     """Loads `url` to the file `target` and returns it; a file that is there already, and right, is not loaded again.
 
     The bytes go to `<target>.part`, which outlives a broken connection or a killed process: the next call goes on from
-    it, if the server can and still has the same file. sha256: 64 hex digits. size: bytes. Both are checked if given.
+    it, if the server can and still has the same file. sha256, md5: hex digits. size: bytes. Each is checked if given.
     Raises DownloadError (network, disk), FileNotFoundError (nothing at `url`), ValueError (wrong length or hash).
     """
     target = Path(target)
-    if target.is_file() and (size is None or target.stat().st_size == size):
-        if sha256 is None or _sha256(target) == sha256.lower():
-            return target
+    hashes = {kind: digest.lower() for kind, digest in (("sha256", sha256), ("md5", md5)) if digest}
     part = target.with_name(target.name + ".part")
+    if target.is_file() and (size is None or target.stat().st_size == size):
+        if all(_hash(target, kind) == digest for kind, digest in hashes.items()):
+            _discard(part)  # of a call killed after the rename
+            return target
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with (
         disk_trouble(target, leftovers=(part, _note(part))),
@@ -97,12 +148,13 @@ def download(
         if size is not None and length != size:
             _discard(part)
             raise ValueError(f"{url} gave {length:,} bytes, expected {size:,}; the file there is not the one meant.")
-        if sha256 is not None and (found := _sha256(part)) != sha256.lower():
-            _discard(part)
-            raise ValueError(
-                f"{url} has sha256 {found}, expected {sha256.lower()}; it was deleted: get it again, and if the hash "
-                "stays, the file there has changed."
-            )
+        for kind, digest in hashes.items():
+            if (found := _hash(part, kind)) != digest:
+                _discard(part)
+                raise ValueError(
+                    f"{url} has {kind} {found}, expected {digest}; it was deleted: get it again, and if the hash "
+                    "stays, the file there has changed."
+                )
         part.replace(target)
         _discard(part)
     return target
@@ -147,7 +199,10 @@ def _receive(url: str, part: Path, size: int | None, show: Callable[[int, int | 
             _discard(part)
             raise requests.HTTPError("the file there has changed")
         if status in (404, 410):
-            raise FileNotFoundError(f"There is nothing at {url} (the server says {status}); has it moved?")
+            raise FileNotFoundError(
+                f"There is nothing at {url} (the server says {status}); has it moved? A copy of it from elsewhere "
+                f"serves as well, as '{part.with_suffix('')}'."
+            )
         if status not in (200, 206):
             answer = f"the server says {status} {response.reason}"
             if status >= 500 or status in (408, 429):
@@ -181,6 +236,6 @@ def _discard(part: Path) -> None:
     _note(part).unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def _hash(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from retrieval_utils.datasets.base import Benchmark
+from retrieval_utils.datasets.manifest import cached_json, file_sha256
 from retrieval_utils.evaluation import GroundTruth
 
 _ADMITTED = {
@@ -66,39 +68,60 @@ def load_pickle_safely(path: str | Path) -> object:
             raise ValueError(f"'{path}' is truncated or not a pickle ({type(error).__name__}); get it again.") from None
 
 
-def read_revisited(folder: str | Path, name: str, check_images: bool = True) -> Benchmark:
+def read_revisited(
+    folder: str | Path, name: str, check_images: bool = True, photos: Path | None = None, cache: bool = False
+) -> Benchmark:
     """The benchmark `name` from `<folder>/gnd_<name>.pkl` and `<folder>/jpg/*.jpg`, checked.
 
     check_images: also require every image, and every query box inside its image; False reads the ground truth alone.
-    fingerprint: sha256 of the ground truth file, and of the images' names and sizes in bytes where they were checked.
+    photos: the folder of the photos, if another. cache: keep the ground truth as JSON beside the pickle.
+    fingerprint: over the ground truth file, and over the images' names and sizes in bytes where they were checked.
     Raises FileNotFoundError for missing files, ValueError for a malformed ground truth, naming the query.
     """
     folder = Path(folder)
     path = folder / f"gnd_{name}.pkl"
+    photos = photos or folder / "jpg"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file '{path}'; get the ground truth, or name the folder that holds it.")
+    source = file_sha256(path)
+    content = cached_json(path.with_suffix(".json"), source, lambda: _parse(path)) if cache else _parse(path)
+    truth = tuple(GroundTruth(entry["easy"], entry["hard"], entry["junk"]) for entry in content["gnd"])
+    boxes = tuple(tuple(entry["bbx"]) for entry in content["gnd"])
+    images, queries = (tuple(photos / f"{n}.jpg" for n in content[key]) for key in ("imlist", "qimlist"))
+    digest = hashlib.sha256(source.encode())
+    if check_images:
+        check_photos(name, (*images, *queries), digest)
+        for query, box, image in zip(content["qimlist"], boxes, queries, strict=True):
+            check_box(query, box, image)
+    return Benchmark(name, images, queries, boxes, truth, ("easy", "medium", "hard"), digest.hexdigest())
+
+
+def check_photos(name: str, images: Sequence[Path], digest) -> None:
+    """Adds name and size in bytes of each image to `digest` (of hashlib); FileNotFoundError if any is missing."""
+    sizes = [image.stat().st_size if image.is_file() else None for image in images]
+    missing = [image for image, size in zip(images, sizes, strict=True) if size is None]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing):,} of {len(images):,} images of {name} are missing, the first is '{missing[0]}'; put the "
+            f"photos into '{missing[0].parent}'."
+        )
+    for image, size in zip(images, sizes, strict=True):
+        digest.update(f"{image.name} {size}\n".encode())
+
+
+def _parse(path: Path) -> dict:
+    """The checked content of a ground truth pickle as plain lists, numbers and strings."""
     content = load_pickle_safely(path)
     if not isinstance(content, dict) or {"imlist", "qimlist", "gnd"} - content.keys():
         raise ValueError(f"'{path}' has no imlist, qimlist and gnd; name the ground truth of a revisited benchmark.")
+    if not all(isinstance(content[key], (list, tuple, np.ndarray)) for key in ("imlist", "qimlist", "gnd")):
+        raise ValueError(f"'{path}' has an imlist, qimlist or gnd that is no list; get it again.")
     names, queries, entries = (list(content[key]) for key in ("imlist", "qimlist", "gnd"))
     _check_names(path, names, queries)
     if len(queries) != len(entries):
         raise ValueError(f"'{path}' has {len(queries)} queries but {len(entries)} ground truth entries; get it again.")
-    truth = tuple(_ground_truth(entry, query, len(names)) for entry, query in zip(entries, queries, strict=True))
-    boxes = tuple(tuple(float(v) for v in np.ravel(entry["bbx"])) for entry in entries)
-    images = tuple(folder / "jpg" / f"{n}.jpg" for n in names)
-    query_images = tuple(folder / "jpg" / f"{n}.jpg" for n in queries)
-    digest = hashlib.sha256(path.read_bytes())
-    if check_images:
-        missing = [p for p in (*images, *query_images) if not p.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing):,} of {len(names) + len(queries):,} images of {name} are missing, the first is "
-                f"'{missing[0]}'; put the photos into '{folder / 'jpg'}'."
-            )
-        for query, box, image in zip(queries, boxes, query_images, strict=True):
-            _check_box(query, box, image)
-        for image in (*images, *query_images):
-            digest.update(f"{image.name} {image.stat().st_size}\n".encode())
-    return Benchmark(name, images, query_images, boxes, truth, ("easy", "medium", "hard"), digest.hexdigest())
+    gnd = [_entry(entry, query, len(names)) for entry, query in zip(entries, queries, strict=True)]
+    return {"imlist": names, "qimlist": queries, "gnd": gnd}
 
 
 def _check_names(path: Path, names: list, queries: list) -> None:
@@ -111,14 +134,15 @@ def _check_names(path: Path, names: list, queries: list) -> None:
         seen.add(name)
 
 
-def _ground_truth(entry: dict, query: str, n: int) -> GroundTruth:
-    absent = {"bbx", "easy", "hard", "junk"} - set(entry)
+def _entry(entry: dict, query: str, n: int) -> dict:
+    absent = {"bbx", "easy", "hard", "junk"} - (set(entry) if isinstance(entry, dict) else set())
     if absent:
         raise ValueError(f"The ground truth of query '{query}' has no {', '.join(sorted(absent))}; get it again.")
-    if np.size(entry["bbx"]) != 4:
-        raise ValueError(f"The box of query '{query}' has {np.size(entry['bbx'])} numbers; it needs x1, y1, x2, y2.")
-    lists = [np.asarray(entry[key], dtype=np.int64).ravel() for key in ("easy", "hard", "junk")]
-    indices, counts = np.unique(np.concatenate(lists), return_counts=True)
+    box = _numbers(entry["bbx"], np.number, f"box of query '{query}'")
+    if box.size != 4:
+        raise ValueError(f"The box of query '{query}' has {box.size} numbers; it needs x1, y1, x2, y2.")
+    lists = [_numbers(entry[key], np.integer, f"list {key} of query '{query}'") for key in ("easy", "hard", "junk")]
+    indices, counts = np.unique(np.concatenate(lists).astype(np.int64), return_counts=True)
     outside = indices[(indices < 0) | (indices >= n)]
     if len(outside):
         raise ValueError(f"Query '{query}' refers to database image {outside[0]}, but they run from 0 to {n - 1}.")
@@ -127,10 +151,24 @@ def _ground_truth(entry: dict, query: str, n: int) -> GroundTruth:
         raise ValueError(
             f"Query '{query}' labels database image {twice} twice; easy, hard and junk exclude each other."
         )
-    return GroundTruth(*lists)
+    easy, hard, junk = (indices.tolist() for indices in lists)
+    return {"bbx": box.astype(float).tolist(), "easy": easy, "hard": hard, "junk": junk}
 
 
-def _check_box(query: str, box: tuple[float, ...], path: Path) -> None:
+def _numbers(value: object, kind: type, what: str) -> np.ndarray:
+    """(n,) of that kind of number; an empty list is of any kind."""
+    try:
+        values = np.asarray(value).ravel()
+    except ValueError:  # lists of unequal lengths
+        values = np.asarray(["uneven"])
+    if values.size and not np.issubdtype(values.dtype, kind):
+        wanted = "whole numbers" if kind is np.integer else "numbers"
+        raise ValueError(f"The {what} holds something else than {wanted}; get the ground truth again.")
+    return values
+
+
+def check_box(query: str, box: tuple[float, ...], path: Path) -> None:
+    """Raises ValueError if the box (x1, y1, x2, y2) of `query` does not lie in the image at `path`, or that is none."""
     try:
         with Image.open(path) as image:
             width, height = image.size

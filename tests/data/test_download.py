@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import io
-import multiprocessing
 import os
 import shutil
-import signal
 import tarfile
-import threading
 import time
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,75 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retrieval_utils.datasets import catalogue, download, toy_landmarks
-from retrieval_utils.datasets.download import DownloadError, extract_archive, get_dataset, list_datasets, verify_dataset
+from retrieval_utils.datasets import download
+from retrieval_utils.datasets.download import DownloadError, extract_archive
 
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Serves `server.files`; how badly is up to the attributes of `server`, set by each test."""
-
-    def do_GET(self):
-        server = self.server
-        server.seen.append(dict(self.headers))
-        body = server.files.get(self.path)
-        if body is None or server.statuses:
-            return self.send_error(server.statuses.pop(0) if server.statuses else 404)
-        etag = self.headers.get("If-Range")
-        start = int(self.headers.get("Range", "bytes=0-")[len("bytes=") : -1])
-        if not server.ranges or (etag and etag != server.etag):
-            start = 0
-        if start >= len(body):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if server.length:
-            self.send_header("Content-Length", str(len(body) - start))
-        for name, value in (("ETag", server.etag), ("Content-Encoding", server.encoding)):
-            if value:
-                self.send_header(name, value)
-        self.end_headers()
-        cut = server.cuts.pop(0) if server.cuts else server.always_cut
-        self.wfile.write(body[start:cut])
-        if cut is not None:
-            self.wfile.flush()
-            server.stall.wait(60)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def running():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def behave(server):
-    server.files, server.seen, server.statuses, server.cuts = {"/file": BODY}, [], [], []
-    server.ranges, server.length, server.always_cut, server.etag, server.encoding = True, True, None, '"v1"', None
-    server.stall = threading.Event()
-    server.stall.set()
-    server.url = f"http://127.0.0.1:{server.server_port}"
-
-
-@pytest.fixture
-def server(running, monkeypatch):
-    behave(running)
-    monkeypatch.setattr(download, "PAUSE", 0)
-    return running
 
 
 def fetch(server, target, **kwargs):
@@ -177,7 +109,7 @@ def test_any_number_of_breaks_is_survived_while_bytes_come(server, tmp_path):
     etag=st.sampled_from(['"v1"', 'W/"v1"', ""]),
 )
 def test_however_the_line_breaks_the_bytes_are_right_or_not_there(server, tmp_path, cuts, ranges, etag):
-    behave(server)
+    server.behave()
     server.cuts, server.ranges, server.etag = cuts, ranges, etag
     target = tmp_path / "file"
     target.unlink(missing_ok=True)
@@ -195,7 +127,7 @@ def test_a_file_changed_meanwhile_is_never_mixed(server, tmp_path, etag):
     server.always_cut = 70_000
     with pytest.raises(DownloadError):
         fetch(server, tmp_path / "file")
-    behave(server)
+    server.behave()
     server.files["/file"], server.etag = BODY[::-1] + b"longer", etag
     if etag is None:  # the full length, noted with the part, gives it away
         note = tmp_path / "file.part.from"
@@ -271,32 +203,8 @@ def test_disk_too_small_is_told_before_a_byte_is_written(server, tmp_path, monke
     assert fetch(server, tmp_path / "file").read_bytes() == BODY
 
 
-def filling(monkeypatch, room):
-    """Makes the disk full after `room` bytes."""
-    real_open, left = Path.open, [room]
-
-    def full_open(path, mode="r", *args, **kwargs):
-        file = real_open(path, mode, *args, **kwargs)
-        if "b" not in mode or mode == "rb":
-            return file
-
-        class Full(io.BufferedIOBase):
-            def write(self, chunk):
-                left[0] -= len(chunk)
-                if left[0] < 0:
-                    raise OSError(errno.ENOSPC, "No space left on device")
-                return file.write(chunk)
-
-            def close(self):
-                file.close()
-
-        return Full()
-
-    monkeypatch.setattr(Path, "open", full_open)
-
-
-def test_disk_that_fills_up_leaves_nothing(server, tmp_path, monkeypatch):
-    filling(monkeypatch, 200_000)
+def test_disk_that_fills_up_leaves_nothing(server, tmp_path, monkeypatch, fill_disk):
+    fill_disk(monkeypatch, 200_000)
     with pytest.raises(DownloadError, match="disk is full, .*/file' was not made"):
         fetch(server, tmp_path / "file")
     assert names(tmp_path) == []
@@ -308,24 +216,12 @@ def test_a_folder_that_cannot_be_written(server, tmp_path):
         fetch(server, tmp_path / "folder" / "file")
 
 
-def kill_when(condition, call):
-    """Runs `call` in a process of its own and kills it as soon as `condition()` holds."""
-    child = multiprocessing.get_context("fork").Process(target=call)  # forked: importing torch anew would take seconds
-    child.start()
-    end = time.monotonic() + 50
-    while not condition() and child.is_alive() and time.monotonic() < end:
-        time.sleep(0.01)
-    child.kill()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
-
-
 @needs_fork
-def test_killed_process_is_continued(server, tmp_path):
+def test_killed_process_is_continued(server, tmp_path, kill):
     server.cuts = [150_000]
     server.stall.clear()
     part = tmp_path / "file.part"
-    kill_when(lambda: part.is_file() and part.stat().st_size, lambda: fetch(server, tmp_path / "file"))
+    kill(lambda: part.is_file() and part.stat().st_size, lambda: fetch(server, tmp_path / "file"))
     server.stall.set()
     here = part.stat().st_size
     assert 0 < here <= 150_000 and not (tmp_path / "file").exists()
@@ -444,10 +340,10 @@ def test_what_would_leave_the_folder_refuses_the_archive(tmp_path, suffix, extra
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar"])
-def test_full_disk_while_unpacking_leaves_nothing(tmp_path, monkeypatch, suffix):
+def test_full_disk_while_unpacking_leaves_nothing(tmp_path, monkeypatch, suffix, fill_disk):
     archive = make_archive(tmp_path / f"archive.{suffix}")
     with monkeypatch.context() as patch:
-        filling(patch, 1000)
+        fill_disk(patch, 1000)
         with pytest.raises(DownloadError, match="disk is full, .*/folder' was not made"):
             extract_archive(archive, tmp_path / "folder")
     assert names(tmp_path) == [archive.name]
@@ -458,7 +354,7 @@ def test_full_disk_while_unpacking_leaves_nothing(tmp_path, monkeypatch, suffix)
 
 
 @needs_fork
-def test_killed_while_unpacking_starts_clean(tmp_path, monkeypatch):
+def test_killed_while_unpacking_starts_clean(tmp_path, monkeypatch, kill):
     archive = make_archive(tmp_path / "archive.zip")
 
     def stall(source, target, length):
@@ -469,143 +365,8 @@ def test_killed_while_unpacking_starts_clean(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfileobj", stall)
         begun = tmp_path / "folder.unpacking" / "top" / "a.txt"
-        kill_when(
-            lambda: begun.is_file() and begun.stat().st_size, lambda: extract_archive(archive, tmp_path / "folder")
-        )
+        kill(lambda: begun.is_file() and begun.stat().st_size, lambda: extract_archive(archive, tmp_path / "folder"))
     assert names(tmp_path) == ["archive.zip", "folder.unpacking"]
     (tmp_path / "folder.unpacking" / "stale").write_text("from the killed call")
     assert contents(extract_archive(archive, tmp_path / "folder")) == FILES
     assert names(tmp_path) == ["archive.zip", "folder"]
-
-
-# Data sets by name
-
-
-@pytest.fixture
-def grocery(server, tmp_path, draw_grocery_store, monkeypatch):
-    """A small archive as the host packs it, on the server at /grocery.zip; and an empty data root."""
-    folder = draw_grocery_store(tmp_path / "upstream")
-    photos = sorted(path.relative_to(folder / "dataset").as_posix() for path in folder.rglob("*.jpg"))
-    monkeypatch.setattr(catalogue, "COUNTS", {"train": 6, "val": 6, "test": 6})
-    hashed = catalogue.content_hash(folder / "dataset", [*photos, "train.txt", "val.txt", "test.txt"])
-    monkeypatch.setattr(catalogue, "CONTENT", hashed)
-
-    def pack():
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as opened:
-            opened.mkdir("GroceryStoreDataset-master")
-            for path in sorted(folder.rglob("*")):
-                opened.write(path, "GroceryStoreDataset-master/" + path.relative_to(folder).as_posix())
-        server.files["/grocery.zip"] = buffer.getvalue()
-
-    pack()
-    root = tmp_path / "data"
-    root.mkdir()
-    return SimpleNamespace(folder=folder, pack=pack, root=root, url=server.url + "/grocery.zip", photos=photos)
-
-
-def get(grocery):
-    return get_dataset("grocery-store", grocery.root, progress=False, url=grocery.url)
-
-
-def test_get_verify_list(grocery, server):
-    assert [row["where"] for row in list_datasets(grocery.root)] == ["not there", "not there"]
-    with pytest.raises(FileNotFoundError, match="data get grocery-store"):
-        verify_dataset("grocery-store", grocery.root)
-    assert get(grocery) == grocery.root / "GroceryStoreDataset"
-    assert names(grocery.root) == ["GroceryStoreDataset"]
-    assert contents(grocery.root / "GroceryStoreDataset") == contents(grocery.folder)
-    assert "18 photos decode" in verify_dataset("grocery-store", grocery.root, progress=False)
-    row = next(row for row in list_datasets(grocery.root) if row["name"] == "grocery-store")
-    assert row["where"] == str(grocery.root / "GroceryStoreDataset") and row["licence"] == "MIT"
-    get(grocery)
-    assert len(server.seen) == 1
-
-
-def test_get_uses_the_public_address(grocery, monkeypatch):
-    monkeypatch.setattr(download, "URL", grocery.url)
-    assert contents(get_dataset("grocery-store", grocery.root, progress=False)) == contents(grocery.folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda folder, photo: photo.write_bytes(photo.read_bytes() + b"0"), "content sha256"),
-        (lambda folder, photo: photo.unlink(), "lacks 1 files, the first of them 'dataset/test/"),
-        (lambda folder, photo: (folder / "dataset/val.txt").unlink(), "lacks 'dataset/val.txt'"),
-        (lambda folder, photo: (folder / "dataset/val.txt").write_text(""), "names 0 photos in 'val.txt', expected 6"),
-        (lambda folder, photo: shutil.rmtree(folder / "dataset"), "lacks 'dataset/train.txt'"),
-    ],
-)
-def test_content_that_is_not_the_pinned_one_never_gets_its_name(grocery, change, match):
-    change(grocery.folder, grocery.folder / "dataset" / grocery.photos[0])
-    grocery.pack()
-    with pytest.raises(ValueError, match=match):
-        get(grocery)
-    assert names(grocery.root) == []
-
-
-def test_truncated_archive_is_loaded_anew(grocery, server):
-    whole = server.files["/grocery.zip"]
-    server.files["/grocery.zip"] = whole[:-100]
-    with pytest.raises(ValueError, match="truncated or corrupt"):
-        get(grocery)
-    assert names(grocery.root) == []
-    server.files["/grocery.zip"] = whole
-    assert get(grocery).is_dir()
-
-
-def test_full_disk_while_unpacking_keeps_the_archive(grocery, server, monkeypatch):
-    size = len(server.files["/grocery.zip"])
-    with monkeypatch.context() as patch:
-        filling(patch, size + 1000)
-        with pytest.raises(DownloadError, match="disk is full"):
-            get(grocery)
-    assert names(grocery.root) == ["GroceryStoreDataset.zip"]
-    (grocery.root / "GroceryStoreDataset.unpacked").mkdir()  # of a call that was killed
-    assert get(grocery).is_dir() and len(server.seen) == 1
-
-
-def test_verify_names_corrupt_and_missing_photos(grocery):
-    dataset = get(grocery) / "dataset"
-    first, second, third, *_ = grocery.photos
-    (dataset / first).write_bytes((dataset / first).read_bytes()[:-200])
-    (dataset / second).write_bytes(b"")
-    (dataset / third).unlink()
-    with pytest.raises(ValueError, match="has 3 missing or corrupt files") as error:
-        verify_dataset("grocery-store", grocery.root, progress=False)
-    assert all(name in str(error.value) for name in (first, second, third))
-    with pytest.raises(ValueError, match="lacks 1 files.*move it away"):
-        get(grocery)
-
-
-def test_verify_tells_a_photo_that_decodes_but_is_another(grocery):
-    dataset = get(grocery) / "dataset"
-    shutil.copy(dataset / grocery.photos[0], dataset / grocery.photos[1])
-    with pytest.raises(ValueError, match=f"content sha256 .*, expected {catalogue.CONTENT}"):
-        verify_dataset("grocery-store", grocery.root, progress=False)
-
-
-def test_toy_landmarks_are_drawn_and_verified(tmp_path, monkeypatch):
-    monkeypatch.setitem(toy_landmarks.SIZES, "smoke", toy_landmarks.Size((1, 1), (1, 1), (1, 1), 1, (0, 0), 0))
-    folder = get_dataset("toy-landmarks", tmp_path, progress=False)
-    assert str(folder) in verify_dataset("toy-landmarks", tmp_path)
-    assert {row["name"]: row["where"] for row in list_datasets(tmp_path)}["toy-landmarks"] == str(folder)
-    photo = next((folder / "jpg").iterdir())
-    photo.write_bytes(photo.read_bytes() + b"0")
-    with pytest.raises(ValueError, match=photo.name):
-        verify_dataset("toy-landmarks", tmp_path)
-
-
-def test_unknown_names_and_roots(tmp_path):
-    for call in (get_dataset, verify_dataset):
-        with pytest.raises(ValueError, match="no data set 'groceries'; choose one of toy-landmarks, grocery-store"):
-            call("groceries", tmp_path)
-        with pytest.raises(FileNotFoundError, match="nowhere"):
-            call("grocery-store", tmp_path / "nowhere")
-
-
-@pytest.mark.real_data
-def test_the_real_photos_are_the_pinned_ones(photos):
-    assert sum(catalogue.COUNTS.values()) == 5421
-    assert "5,421 photos decode" in verify_dataset("grocery-store", photos, progress=False)

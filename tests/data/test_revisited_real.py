@@ -48,9 +48,18 @@ def test_counts_are_the_published_ones(published):
             assert counts.count(0) == without[name]
 
 
+def test_easy_hard_and_junk_are_disjoint_and_no_query_is_in_the_database(published):
+    bench = published[0]
+    for truth in bench.ground_truth:
+        labelled = np.concatenate([truth.easy, truth.hard, truth.junk])
+        assert len(labelled) == len(set(labelled)) and 0 <= labelled.min() <= labelled.max() < len(bench.images)
+    assert len({*bench.images, *bench.queries}) == len(bench.images) + len(bench.queries)
+
+
 def test_boxes_are_boxes(published):
     bench = published[0]
     x1, y1, x2, y2 = np.array(bench.boxes).T
+    assert (x2 <= 1024).all() and (y2 <= 1024).all()  # the longer side of every photo
     assert (x1 >= -1).all() and (y1 >= -1).all() and (x2 > x1 + 10).all() and (y2 > y1 + 10).all()
 
 

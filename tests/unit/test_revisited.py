@@ -143,6 +143,21 @@ CHANGES = {
     "a database image twice": (lambda c: c["imlist"].__setitem__(3, "d0"), "'d0' twice"),
     "a query in the database": (lambda c: c["imlist"].__setitem__(3, "q1"), "'q1' twice"),
     "a path as a name": (lambda c: c["imlist"].__setitem__(0, "../../secret"), "secret', which is no image name"),
+    "an imlist that is no list": (lambda c: c.__setitem__("imlist", 4), "imlist, qimlist or gnd that is no list"),
+    "an entry that is no dict": (lambda c: c["gnd"].__setitem__(1, 5), "query 'q1' has no bbx, easy, hard, junk"),
+    "a fraction as index": (
+        lambda c: c["gnd"][0].__setitem__("easy", [1.5]),
+        "list easy of query 'q0' .* whole numbers",
+    ),
+    "words as indices": (lambda c: c["gnd"][0].__setitem__("junk", ["d1"]), "list junk of query 'q0' .* whole numbers"),
+    "uneven lists": (
+        lambda c: c["gnd"][0].__setitem__("hard", [[0], [1, 3]]),
+        "list hard of query 'q0' .* whole numbers",
+    ),
+    "words as a box": (
+        lambda c: c["gnd"][0].__setitem__("bbx", list("abcd")),
+        "box of query 'q0' .* else than numbers",
+    ),
     "three numbers": (lambda c: c["gnd"][0].__setitem__("bbx", [1, 2, 3]), "box of query 'q0' has 3 numbers"),
     "a box to the right": (
         lambda c: c["gnd"][1].__setitem__("bbx", [5, 0, 42, 30]),
@@ -179,3 +194,31 @@ def test_a_query_that_is_no_image_is_named(benchmark_folder):
 def test_a_missing_ground_truth_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gnd_four\.pkl"):
         read_revisited(tmp_path, "four")
+
+
+def test_the_json_beside_the_pickle_says_the_same_and_follows_it(benchmark_folder):
+    folder = benchmark_folder()
+    plain, cache = read_revisited(folder, "four"), folder / "gnd_four.json"
+    for _ in range(2):  # written, then read
+        cached = read_revisited(folder, "four", cache=True)
+        assert cached == plain and cache.is_file()
+    content = {
+        "imlist": ["d0", "d1"],
+        "qimlist": ["q0"],
+        "gnd": [{"bbx": [0, 0, 9, 9], "easy": [1], "hard": [], "junk": []}],
+    }
+    write(folder / "gnd_four.pkl", content)
+    assert len(read_revisited(folder, "four", cache=True).images) == 2
+
+
+def test_a_malformed_ground_truth_is_not_cached(benchmark_folder):
+    folder = benchmark_folder(lambda c: c["gnd"][0]["easy"].append(4))
+    with pytest.raises(ValueError, match="refers to database image 4"):
+        read_revisited(folder, "four", cache=True)
+    assert not (folder / "gnd_four.json").exists()
+
+
+def test_photos_may_lie_elsewhere(benchmark_folder, tmp_path):
+    folder = benchmark_folder()
+    (folder / "jpg").rename(tmp_path / "shared")
+    assert read_revisited(folder, "four", photos=tmp_path / "shared").images[0] == tmp_path / "shared" / "d0.jpg"
