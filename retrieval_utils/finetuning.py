@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.extraction import extract_descriptors
 from retrieval_utils.losses import QuantizedAPLoss, SmoothAPLoss
+from retrieval_utils.multistage import freeze_normalization, multistage_backward
 from retrieval_utils.networks import DescriptorNetwork
 from retrieval_utils.training import History, TrainingImages, cosine_schedule, fit
 from retrieval_utils.transforms import training_view
@@ -37,6 +38,9 @@ class FinetuningSettings:
     grayscale: float = 0.1
     temperature: float = 0.05  # of Smooth-AP
     bins: int = 20  # of quantised AP
+    chunk: int = (
+        0  # images in memory at a time, by multi-stage back-propagation with frozen normalisation; 0: the batch
+    )
     seed: int = 0
     device: str = "auto"
     precision: str = "32-true"
@@ -110,6 +114,7 @@ class _FineTuning(pl.LightningModule):
     def __init__(self, network: DescriptorNetwork, criterion: torch.nn.Module, settings: FinetuningSettings):
         super().__init__()
         self.network, self.criterion, self.settings = network, criterion, settings
+        self.automatic_optimization = not settings.chunk
 
     def on_train_epoch_start(self) -> None:  # Lightning does this for samplers, not for batch samplers
         self.trainer.train_dataloader.batch_sampler.set_epoch(self.current_epoch)
@@ -117,8 +122,22 @@ class _FineTuning(pl.LightningModule):
     def training_step(self, batch, _):
         images, labels = batch  # (B, 1, 3, S, S), (B,)
         images = images[:, 0].contiguous(memory_format=torch.channels_last)
-        loss = self.criterion(self.network(images).float(), labels)
+        if self.settings.chunk:
+            loss = self.multistage_step(images, labels)
+        else:
+            loss = self.criterion(self.network(images).float(), labels)
         self.log("loss", loss, on_epoch=True, on_step=False)
+        return loss
+
+    def multistage_step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        freeze_normalization(self.network)
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = multistage_backward(
+            self.network, images, labels, self.criterion, self.settings.chunk, self.manual_backward
+        )
+        optimizer.step()
+        self.lr_schedulers().step()
         return loss
 
     def configure_optimizers(self):

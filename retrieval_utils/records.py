@@ -252,7 +252,7 @@ def state_sha256(network: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-TRAINING_CODE = ("pooling", "losses", "transforms", "networks", "training", "contrastive", "finetuning")
+TRAINING_CODE = ("pooling", "losses", "transforms", "networks", "training", "contrastive", "multistage", "finetuning")
 
 
 @cache
@@ -260,5 +260,8 @@ def code_sha256() -> str:
     """Hex sha256 over the modules a trained network depends on: after an edit there, nothing old is reused."""
     digest = hashlib.sha256()
     for module in TRAINING_CODE:
-        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+        for file in sorted(Path(__file__).parent.glob(f"{module}.py")) or sorted(
+            Path(__file__).parent.glob(f"{module}/*.py")
+        ):
+            digest.update(file.read_bytes())
     return digest.hexdigest()

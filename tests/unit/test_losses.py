@@ -1,6 +1,7 @@
 """The losses against closed forms, slow loops, exact average precision, and finite differences."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -10,11 +11,28 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retrieval_utils import losses
 from retrieval_utils.evaluation import average_precision
-from retrieval_utils.losses import ContrastiveLoss, QuantizedAPLoss, SmoothAPLoss, TripletLoss
+from retrieval_utils.losses import (
+    ContrastiveLoss,
+    FastAPLoss,
+    NTXentLoss,
+    QuantizedAPLoss,
+    RecallLoss,
+    SmoothAPLoss,
+    SupAPLoss,
+    TripletLoss,
+    smooth,
+)
 
-ALL = [QuantizedAPLoss, SmoothAPLoss, ContrastiveLoss, TripletLoss]
+
+class TieAwareAPLoss(QuantizedAPLoss):
+    def __init__(self):
+        super().__init__(tie_aware=True)
+
+
+AVERAGE_PRECISIONS = [QuantizedAPLoss, TieAwareAPLoss, FastAPLoss, SmoothAPLoss]
+SEPARABLE = [*AVERAGE_PRECISIONS, SupAPLoss, ContrastiveLoss, TripletLoss]  # 0 on a separated batch
+ALL = [*SEPARABLE, RecallLoss, NTXentLoss]
 LAYOUTS = [(4, 4), (3, 4), (16, 4), (6, 10), (1, 8)]
 
 
@@ -86,7 +104,66 @@ def slow_triplet(row, positive, negative, margin=0.1):
     return sum(terms) / len(terms) if terms else 0.0
 
 
+def slow_tie_aware(row, positive, negative, bins=20):
+    """Counts so far, before and after each bin, as in equation 8 of He et al."""
+    width, ap = 2 / (bins - 1), 0.0
+    found_before = seen_before = 0.0
+    for m in range(bins):
+        weights = [max(1 - abs(score - (1 - m * width)) / width, 0) for score in row]
+        found = sum(w for w, wanted in zip(weights, positive, strict=True) if wanted)
+        seen = found + sum(w for w, wanted in zip(weights, negative, strict=True) if wanted)
+        ap += found * (2 * found_before + found + 1) / (2 * seen_before + seen + 1)
+        found_before, seen_before = found_before + found, seen_before + seen
+    return 1 - ap / sum(positive)
+
+
+def slow_fastap(row, positive, negative, intervals=10):
+    """Sum over distance bins of h+ H+ / H, on squared distances, as the paper writes it."""
+    width, ap, found_so_far, seen_so_far = 4 / intervals, 0.0, 0.0, 0.0
+    for centre in np.arange(intervals + 1) * width:
+        pulses = [max(1 - abs(2 - 2 * score - centre) / width, 0) for score in row]
+        found = sum(pulse for pulse, wanted in zip(pulses, positive, strict=True) if wanted)
+        found_so_far += found
+        seen_so_far += found + sum(pulse for pulse, wanted in zip(pulses, negative, strict=True) if wanted)
+        ap += found * found_so_far / seen_so_far if seen_so_far else 0.0
+    return 1 - ap / sum(positive)
+
+
+def slow_supap(row, positive, negative, temperature=0.01, delta=0.05, slope=100.0):
+    def above(gap):
+        if gap > delta:
+            return slope * (gap - delta) + 1.44
+        return 1 / (1 + math.exp(min(-gap / temperature, 700))) + 0.5 * (gap > 0)
+
+    ap = []
+    for i in np.flatnonzero(positive):
+        among_positives = 1 + sum(row[j] > row[i] for j in np.flatnonzero(positive))
+        ap.append(among_positives / (among_positives + sum(above(row[j] - row[i]) for j in np.flatnonzero(negative))))
+    low = [max(0.9 - row[i], 0) for i in np.flatnonzero(positive)]
+    high = [max(row[j] - 0.6, 0) for j in np.flatnonzero(negative)] or [0]
+    return (1 - np.mean(ap)) / 2 + (np.mean(low) + np.mean(high)) / 2
+
+
+def slow_recall(row, positive, negative, ks=(1, 2, 4, 8, 16)):
+    others, recall = np.flatnonzero(np.logical_or(positive, negative)), 0.0
+    for k in ks:
+        for i in np.flatnonzero(positive):
+            rank = 1 + sum(1 / (1 + math.exp(min((row[i] - row[j]) / 0.01, 700))) for j in others if j != i)
+            recall += 1 / (1 + math.exp(rank - k)) / min(k, sum(positive)) / len(ks)
+    return 1 - recall
+
+
+def slow_ntxent(row, positive, negative, temperature=0.1):
+    everyone = sum(math.exp(s / temperature) for s, p, n in zip(row, positive, negative, strict=True) if p or n)
+    return np.mean([-math.log(math.exp(row[i] / temperature) / everyone) for i in np.flatnonzero(positive)])
+
+
 SLOW = {
+    TieAwareAPLoss: slow_tie_aware,
+    FastAPLoss: slow_fastap,
+    SupAPLoss: slow_supap,
+    RecallLoss: slow_recall,
+    NTXentLoss: slow_ntxent,
     QuantizedAPLoss: slow_quantized,
     SmoothAPLoss: slow_smooth,
     ContrastiveLoss: slow_contrastive,
@@ -126,7 +203,7 @@ def test_batch_is_scores_without_the_diagonal(kind):
 # Closed forms.
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", SEPARABLE)
 @pytest.mark.parametrize(("classes", "each"), LAYOUTS)
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_separated_batch_has_no_loss(kind, classes, each, shuffle):
@@ -144,7 +221,7 @@ def test_mixed_up_batch_has_a_loss(kind):
     assert kind()(descriptors, torch.arange(4).repeat_interleave(4)).item() > 0.1
 
 
-@pytest.mark.parametrize("kind", [QuantizedAPLoss, SmoothAPLoss])
+@pytest.mark.parametrize("kind", [QuantizedAPLoss, FastAPLoss, SmoothAPLoss])
 def test_one_positive_below_n_negatives(kind):
     # Rank of the positive: n + 1, so AP = 1 / (n + 1). The scores lie on bin centres, where quantised AP is exact.
     for n in (1, 4, 9):
@@ -211,15 +288,67 @@ def test_order_of_the_batch_does_not_matter(seed, kind):
     shuffle = torch.randperm(10, generator=generator)
     value = kind()(descriptors, labels)
     assert kind()(descriptors[shuffle], labels[shuffle]).item() == pytest.approx(value.item(), abs=1e-9)
-    if kind in (QuantizedAPLoss, SmoothAPLoss):
+    if kind in AVERAGE_PRECISIONS:
         assert 0 <= value.item() <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_supap_is_never_above_ap(seed):
+    scores, positives, ignore = random_problem(20, 80, seed)
+    loss = SupAPLoss(calibration=0).from_scores(scores, positives, ignore).item()
+    assert loss >= 1 - exact_step_ap(scores, positives, ignore)
+
+
+def test_supap_pulls_across_a_wide_gap_and_calibrates_by_pencil():
+    scores = torch.tensor([[0.5, 0.9]], dtype=torch.float64, requires_grad=True)  # wrong by 0.4, see Smooth-AP below
+    mask = torch.tensor([[True, False]])
+    SupAPLoss(calibration=0).from_scores(scores, mask).backward()
+    assert scores.grad[0, 0] < -0.01
+    assert SupAPLoss(calibration=1).from_scores(scores, mask).item() == pytest.approx(0.4 + 0.3)
+
+
+def test_cold_recall_is_exact():
+    # Ranks 1 and 3: of the two positives one is among the first 2, both are among the first 4.
+    scores, positives = torch.tensor([[0.9, 0.5, 0.1, 0.0]]), torch.tensor([[True, False, True, False]])
+    for k, recall in {2: 0.5, 4: 1.0}.items():
+        loss = RecallLoss(ks=(k,), temperature=0.01, rank_temperature=1e-3)
+        assert loss.from_scores(scores, positives).item() == pytest.approx(1 - recall, abs=1e-6)
+
+
+def test_ntxent_with_one_positive_is_cross_entropy():
+    descriptors, labels = unit_descriptors(12), torch.arange(6).repeat(2)
+    logits = (descriptors @ descriptors.T / 0.1).fill_diagonal_(-math.inf)
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(12).roll(6))
+    assert NTXentLoss(0.1)(descriptors, labels).item() == pytest.approx(expected.item())
+
+
+def test_crowded_bins_are_warned_of():
+    scores, positives = torch.linspace(0.9, 0.95, 20).view(2, 10), torch.arange(20).view(2, 10) % 2 == 0
+    with pytest.warns(UserWarning, match="two of the 20 bins, which are 0.11 apart"):
+        QuantizedAPLoss().from_scores(scores, positives)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        QuantizedAPLoss(low=0.9, high=0.95).from_scores(scores, positives)
 
 
 # Gradients.
 
 
 @pytest.mark.parametrize(
-    "loss", [QuantizedAPLoss(), QuantizedAPLoss(bins=7, low=-0.5), SmoothAPLoss(0.1), ContrastiveLoss(), TripletLoss()]
+    "loss",
+    [
+        QuantizedAPLoss(),
+        QuantizedAPLoss(bins=7, low=-0.5),
+        QuantizedAPLoss(tie_aware=True),
+        FastAPLoss(),
+        SmoothAPLoss(0.1),
+        SupAPLoss(0.1),
+        SupAPLoss(0.1, calibration=0),
+        RecallLoss(rank_temperature=0.1),
+        ContrastiveLoss(),
+        TripletLoss(),
+        NTXentLoss(),
+    ],
 )
 def test_gradient_equals_finite_differences(loss):
     scores, positives, ignore = random_problem(4, 9)
@@ -263,7 +392,7 @@ def test_equal_descriptors_give_a_finite_gradient(kind):
     assert torch.isfinite(descriptors.grad).all()
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", SEPARABLE)
 def test_a_few_steps_lower_the_loss(kind):
     raw = torch.randn(16, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.arange(4).repeat(4)
@@ -304,9 +433,9 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("kind", [QuantizedAPLoss, SmoothAPLoss])
+@pytest.mark.parametrize("kind", [*AVERAGE_PRECISIONS, SupAPLoss, RecallLoss])
 def test_no_tensor_is_larger_than_the_scores(kind, monkeypatch):
-    monkeypatch.setattr(losses, "_block_rows", lambda n: 32)
+    monkeypatch.setattr(smooth, "_block_rows", lambda n: 32)
     n, kept = 128, {}
     descriptors = unit_descriptors(n, dtype=torch.float32).requires_grad_()
 
@@ -317,16 +446,18 @@ def test_no_tensor_is_larger_than_the_scores(kind, monkeypatch):
     with LargestTensor() as seen, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         kind()(descriptors, torch.arange(4).repeat(32)).backward()  # 31 positives each
     assert n * n <= seen.largest <= 2 * n * n  # the list of all positive pairs has two columns
-    assert sum(kept.values()) < 7 * 4 * n * n  # what backward waits for: a few matrices like the scores, in float32
+    if kind in AVERAGE_PRECISIONS:  # the others keep a graph for one block of positives at a time, and free it
+        assert sum(kept.values()) < 7 * 4 * n * n  # what backward waits for: a few matrices like the scores, in float32
 
 
-def test_blocks_do_not_change_the_result(monkeypatch):
+@pytest.mark.parametrize("loss", [SmoothAPLoss(0.1), SupAPLoss(0.1), RecallLoss(rank_temperature=0.1)])
+def test_blocks_do_not_change_the_result(monkeypatch, loss):
     results = []
     for rows in (1, 7, 1000):
-        monkeypatch.setattr(losses, "_block_rows", lambda n, rows=rows: rows)
+        monkeypatch.setattr(smooth, "_block_rows", lambda n, rows=rows: rows)
         scores, positives, ignore = random_problem(9, 20)
         scores.requires_grad_()
-        value = SmoothAPLoss(0.1).from_scores(scores, positives, ignore)
+        value = loss.from_scores(scores, positives, ignore)
         value.backward()
         results.append((value.item(), scores.grad))
     for value, gradient in results[1:]:
@@ -391,6 +522,9 @@ def test_bad_scores_are_named(kind):
         lambda: QuantizedAPLoss(bins=1),
         lambda: QuantizedAPLoss(low=1.0, high=1.0),
         lambda: SmoothAPLoss(temperature=0),
+        lambda: SupAPLoss(calibration=2),
+        lambda: RecallLoss(ks=()),
+        lambda: NTXentLoss(temperature=-1),
         lambda: ContrastiveLoss(margin=3),
         lambda: TripletLoss(margin=-0.1),
     ],

@@ -76,6 +76,22 @@ def test_fine_tuning_without_a_head_keeps_the_dimension(cards):
     assert network.dim == 256
 
 
+def test_the_size_of_a_chunk_decides_memory_and_not_the_result(cards):
+    trained = []
+    for chunk in (3, 1000):
+        network = load_network("resnet18-thin")
+        history = finetune(network, cards, replace(FINETUNING, epochs=2, batches=2, chunk=chunk))
+        trained.append((network.state_dict(), history["loss"]))
+    (few, losses), (many, expected) = trained
+    assert losses == pytest.approx(expected, abs=1e-4)
+    start = load_network("resnet18-thin").state_dict()
+    for name in start:  # Adam's first steps are as long for a tiny gradient as for a large one: rounding shows
+        torch.testing.assert_close(few[name], many[name], atol=2e-3, rtol=1e-2)
+    running = [name for name in start if "running" in name]
+    assert all(torch.equal(few[name], start[name]) for name in running)
+    assert not torch.equal(few["trunk.conv1.weight"], start["trunk.conv1.weight"])
+
+
 def test_rank_of_the_positive_by_hand():
     pairs = torch.eye(4)  # four directions, partners equal
     assert mean_rank_of_positive(torch.cat([pairs, pairs])) == 1
