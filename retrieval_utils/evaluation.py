@@ -178,6 +178,8 @@ def _ranks_from_scores(
     while size <= last and (block := next(blocks, None)) is not None:
         held.append(block)
         size += block[1].shape[1]
+    if size == 0 <= last:
+        raise ValueError("There are no scores: give an array (Q, N), or at least one block of it.")
     for query, (indices, _) in enumerate(labelled):
         _check_range(indices, query, size)
     wanted = [_wanted(held, query, *known) for query, known in enumerate(labelled)]

@@ -6,6 +6,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
+from torch import nn
+
 AVERAGE_PRECISION = {"trapezoid": "trapezoid (Oxford/Paris)", "step": "step (information retrieval)"}
 PRECISION_CAP = "k capped at the rank of the last positive"
 JUNK = "junk removed before ranking"
@@ -70,3 +72,12 @@ class ProtocolCard:
                 f"  network    {self.network} {self.checkpoint[:12]}",
             ]
         )
+
+
+def state_sha256(network: nn.Module) -> str:
+    """Hex sha256 over names and values of the weights."""
+    digest = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -22,7 +22,8 @@ class Benchmark:
     images, queries: paths of the N database and Q query images. boxes: per query (x1, y1, x2, y2) in pixels of the
     query image, or None where the whole image is the query. ground_truth: per query the int64 database indices that
     are easy, hard or junk; every other image is negative. setups: which of `evaluation.SETUPS` this benchmark reports.
-    fingerprint: sha256 over what the numbers depend on, for the protocol card.
+    fingerprint: sha256 over what the numbers depend on, for the protocol card. variant: which of the versions that a
+    data set exists in, for the card as well; empty where there is only one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Benchmark:
     ground_truth: tuple[GroundTruth, ...]
     setups: tuple[str, ...]
     fingerprint: str
+    variant: str = ""
 
     def __post_init__(self) -> None:
         for what, value in (("ground truth", self.ground_truth), ("box", self.boxes)):
