@@ -10,7 +10,6 @@ sorting the few labelled images and counting the others is enough. Equal scores 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from retrieval_utils.average_precision import average_precision, check_method, precision_recall
 from retrieval_utils.evaluation_report import KS, Comparison, Report, SetupResult, compare
 from retrieval_utils.rank_counting import count_at_or_above, worst_first
 
@@ -77,36 +77,6 @@ class GroundTruth:
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in ("easy", "hard", "junk"))
 
 
-def average_precision(positive_ranks: Sequence[int] | np.ndarray, method: str = "trapezoid") -> float:
-    """AP in [0, 1] of one query from the 0-based ranks of all its positives (any order); nan when there is none.
-
-    "trapezoid" is the AP of Oxford5k (Philbin et al. 2007) and Revisited Oxford (Radenovic et al. 2018): the area under
-    the precision-recall line. "step" is information retrieval's: the mean of the precisions at the positives.
-    Raises ValueError for another method and for ranks that are negative or occur twice.
-    """
-    _check_method(method)
-    ranks = _sorted_ranks(positive_ranks)  # (P,)
-    if not ranks.size:
-        return math.nan
-    found = np.arange(ranks.size)  # (P,)
-    after = (found + 1) / (ranks + 1)  # (P,)
-    if method == "step":
-        return float(after.mean())
-    return float((_precision_before(found, ranks) + after).mean() / 2)
-
-
-def precision_recall(positive_ranks: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (2P,) and recall (2P,): the point just before and just after each of the P positives, in rank order.
-
-    The area under the straight lines through these points is the trapezoidal average precision.
-    """
-    ranks = _sorted_ranks(positive_ranks)  # (P,)
-    found = np.arange(ranks.size)  # (P,)
-    precision = np.stack([_precision_before(found, ranks), (found + 1) / (ranks + 1)], axis=1)  # (P, 2)
-    recall = np.stack([found, found + 1], axis=1) / max(ranks.size, 1)  # (P, 2)
-    return precision.ravel(), recall.ravel()
-
-
 def positive_ranks(scores: Scores, ground_truth: GroundTruth, setup: str = "medium") -> np.ndarray:
     """0-based ranks (P,) int64, ascending, of one query's positives once the junk of the set-up is removed.
 
@@ -133,7 +103,7 @@ def evaluate(
     given twice for one query, and a set-up in which no query has a positive.
     """
     _check_setups(setups)
-    _check_method(method)
+    check_method(method)
     return _report(_ranks_from_scores(scores, ground_truth, setups), setups, method)
 
 
@@ -148,7 +118,7 @@ def evaluate_ranking(
     Raises ValueError for a row that is not such a permutation, and as `evaluate` for the labels and set-ups.
     """
     _check_setups(setups)
-    _check_method(method)
+    check_method(method)
     ranking = ranking.detach().cpu().numpy() if isinstance(ranking, torch.Tensor) else np.asarray(ranking)
     if ranking.ndim != 2 or not np.issubdtype(ranking.dtype, np.integer):
         raise ValueError(f"A ranking must be a (Q, N) array of integers, got {ranking.shape} of {ranking.dtype}.")
@@ -290,22 +260,3 @@ def _check_setups(setups: Sequence[str]) -> None:
     unknown = [setup for setup in setups if setup not in SETUPS]
     if unknown or isinstance(setups, str) or not len(setups):
         raise ValueError(f"Set-ups must be a list of {', '.join(SETUPS)}, got {setups!r}.")
-
-
-def _check_method(method: str) -> None:
-    if method not in ("trapezoid", "step"):
-        raise ValueError(f"The method must be 'trapezoid' or 'step', got {method!r}.")
-
-
-def _sorted_ranks(ranks: Sequence[int] | np.ndarray) -> np.ndarray:
-    ranks = np.sort(np.asarray(ranks))
-    if ranks.ndim != 1 or (ranks.size and not np.issubdtype(ranks.dtype, np.integer)):
-        raise ValueError(f"Ranks must be a list of integers, got {ranks!r}.")
-    if (ranks < 0).any() or (np.diff(ranks) == 0).any():
-        raise ValueError(f"Ranks count from 0 and no two images share one, got {ranks.tolist()}.")
-    return ranks
-
-
-def _precision_before(found: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Precision just above each positive; 1 by convention where nothing is above it."""
-    return np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))  # (P,)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import tracemalloc
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -231,6 +232,21 @@ def test_only_blocks_up_to_the_last_labelled_image_are_held():
     assert held[0] == 1 and max(held[2:]) <= 4  # two with labels, the current one, and the one before at most
 
 
+@pytest.mark.parametrize("kind", ["random", "constant", "blocks"])
+def test_no_rank_matrix_is_made(kind):
+    n, rng = 400_000, np.random.default_rng(0)
+    labels = [GroundTruth(range(30), range(30, 60), range(60, 80))] * 5
+    drawn = np.zeros((5, n), np.float32) if kind == "constant" else rng.standard_normal((5, n), np.float32)
+    rows = ([row[i : i + 20_000] for row in drawn] for i in range(0, n, 20_000))
+    tracemalloc.start()  # numpy reports its arrays to it
+    try:
+        evaluate((np.stack(block) for block in rows) if kind == "blocks" else drawn, labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < drawn.nbytes / 2  # ranks in int64 would be twice the scores
+
+
 @st.composite
 def small_problems(draw):
     n = draw(st.integers(2, 12))
@@ -404,7 +420,7 @@ def bad(scores=None, labels=None, **kwargs):
         ({"scores": torch.zeros(2, 4, dtype=torch.bfloat16)}, "bfloat16"),
         ({"scores": [[0.0, 1]]}, "list"),
         ({"scores": np.zeros((3, 4))}, "3 rows.*2 queries|3 rows.*got 2"),
-        ({"scores": None}, "NoneType"),
+        ({"scores": 0.5}, "got float"),
         ({"scores": "scores.npy"}, "numpy or torch arrays.*got str"),
         ({"scores": []}, "no scores"),
         ({"scores": [np.zeros((2, 0))]}, "no scores"),
