@@ -3,7 +3,7 @@ PROFILE ?= smoke
 SEEDS ?=
 BIN := .venv/bin
 
-.PHONY: help setup reproduce test lab report lock
+.PHONY: help setup reproduce test lab report bench lock
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1  /p' Makefile
@@ -21,6 +21,9 @@ lab: setup ## open the notebooks in JupyterLab
 
 report: setup ## write results/, the tables of README.md and the cost cards of the notebooks from the records in runs/
 	@$(BIN)/python -m retrieval_utils report $(ARGS)
+
+bench: setup ## compare speed and memory with what the field runs; appends to results/bench.csv
+	@$(BIN)/python benchmarks/evaluation_speed.py
 
 lock: setup ## compile requirements.lock from pyproject.toml (newer versions too: ARGS=--upgrade)
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \

@@ -1,7 +1,7 @@
 """What decides whether contrastive features beat a classifier's on the real photos: one setting changed at a time.
 
 Every arm pretrains the laptop profile's network on the same photos, at a third of its budget, and is scored, plain and
-whitened, on `grocery-store-validation`: the products of the fine-tuning half, so that nothing is chosen on a test query.
+whitened, on `grocery-store-validation`: products of the fine-tuning half, so that nothing is chosen on a test query.
 Writes results/ablation/pretraining.csv after each arm and skips the arms it holds already.
 
     .venv/bin/python benchmarks/pretraining_ablation.py [--seeds 0 1] [ARM ...]

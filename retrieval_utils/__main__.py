@@ -1,4 +1,4 @@
-"""The command line: python -m retrieval_utils reproduce | report | data | profiles."""
+"""The command line: python -m retrieval_utils reproduce | report | evaluate | data | profiles."""
 
 from __future__ import annotations
 
@@ -142,6 +142,53 @@ def report(
         copied = refresh_outputs(run_dir / "smoke/seed-0/notebooks") if outputs else []
         for file in dict.fromkeys([*copied, *update()]):
             print(f"{file}: brought up to date")
+
+
+@app.command()
+def evaluate(
+    benchmark: Annotated[str, typer.Option(help="The data set to score on, such as toy-landmarks or roxford5k.")] = "",
+    network: Annotated[str, typer.Option(help="The network by name, such as resnet50.")] = "",
+    weights: Annotated[str, typer.Option(help="imagenet, none (random), another set by name, or a file.")] = "imagenet",
+    pooling: Annotated[str, typer.Option(help="How a feature map becomes a descriptor, such as gem.")] = "gem",
+    image_size: Annotated[int, typer.Option(help="Pixels of the longer side.")] = 1024,
+    scales: Annotated[str, typer.Option(help="Sizes to average over, as in 1,0.7071,0.5.")] = "1",
+    whitening: Annotated[int | None, typer.Option(help="Dimensions kept by a PCA whitening; default: none.")] = None,
+    whiten_on: Annotated[
+        str, typer.Option(help="Training set it is fitted on; default: the benchmark's own, else retrieval-sfm-120k.")
+    ] = "",
+    data_root: DataRoot = "",
+    output: Annotated[Path | None, typer.Option(help="Write the result, query by query, to this JSON file.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Evaluate nothing; compare two result files query by query.")
+    ] = None,
+) -> None:
+    """Score a network on a benchmark, with its protocol card; or compare two results."""
+    with one_sentence():
+        if compare:
+            from retrieval_utils.result_files import compare_results
+
+            print(compare_results(*compare))
+            return
+        if not benchmark or not network:
+            raise ValueError("Name a --benchmark and a --network, or two result files to --compare.")
+        sizes = scale_list(scales)
+        from retrieval_utils.scoring import run_evaluation
+
+        show = sys.stderr.isatty()
+        root, chosen = (
+            data_root or None,
+            (benchmark, network, weights, pooling, image_size, sizes, whitening, whiten_on),
+        )
+        print(run_evaluation(*chosen, root=root, output=output, progress=show))
+        if output:
+            print(f"written to {output}")
+
+
+def scale_list(text: str) -> tuple[float, ...]:
+    """(1.0, 0.5) from "1,0.5"; ValueError for anything but positive numbers."""
+    if not re.fullmatch(r"\s*\d*\.?\d+(\s*,\s*\d*\.?\d+)*\s*", text) or not all(map(float, text.split(","))):
+        raise ValueError(f"--scales takes positive numbers, as in 1,0.7071,0.5; '{text}' is not that.")
+    return tuple(map(float, text.split(",")))
 
 
 @app.command()

@@ -12,64 +12,17 @@ from pathlib import Path
 
 import torch
 
-from retrieval_utils import transforms
 from retrieval_utils.datasets import Benchmark, TrainingSet, load_benchmark, load_training_set
 from retrieval_utils.evaluation import Report, evaluate
 from retrieval_utils.extraction import extract_descriptors
 from retrieval_utils.networks import DescriptorNetwork, load_weights, save_network
 from retrieval_utils.profiles import Profile, get_profile
+from retrieval_utils.protocol import ProtocolCard, state_sha256
 from retrieval_utils.ranking import cosine_scores
+from retrieval_utils.result_files import report_record, write_json
+from retrieval_utils.scoring import protocol_card
 from retrieval_utils.training import History
 from retrieval_utils.whitening import PCAWhitening
-
-
-@dataclass(frozen=True)
-class ProtocolCard:
-    """All that a mean average precision depends on; two numbers compare when only network and checkpoint differ."""
-
-    benchmark: str
-    benchmark_hash: str
-    images: int
-    queries: int
-    query_crop: str
-    image_size: int
-    resize: str
-    interpolation: str
-    scales: tuple[float, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    whitening: str
-    whitening_fitted_on: str
-    average_precision: str
-    precision_cap: str
-    junk: str
-    network: str
-    checkpoint: str  # sha256 of the weights
-
-    @property
-    def hash(self) -> str:
-        """12 hexadecimal digits over every field."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
-
-    def to_dict(self) -> dict:
-        return json.loads(json.dumps(asdict(self)))
-
-    def differences(self, other: ProtocolCard) -> list[str]:
-        """One line for each field of the protocol that differs: why two numbers are not comparable."""
-        return [
-            f"{key}: {mine} against {theirs}"
-            for (key, mine), theirs in zip(self.to_dict().items(), other.to_dict().values(), strict=True)
-            if mine != theirs and key not in ("network", "checkpoint")
-        ]
-
-    def __str__(self) -> str:
-        scales = ", ".join(f"{scale:.3g}" for scale in self.scales)
-        return (
-            f"protocol {self.hash}: {self.benchmark} {self.benchmark_hash[:8]}, {self.queries} queries "
-            f"({self.query_crop}), {self.images:,} images; {self.image_size} px ({self.resize}; {self.interpolation}), "
-            f"scales {scales}; whitening {self.whitening}, fitted on {self.whitening_fitted_on}; "
-            f"AP {self.average_precision}, {self.precision_cap}, {self.junk}; {self.network} {self.checkpoint[:8]}"
-        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +48,13 @@ class Scored:
     database: torch.Tensor  # (N, D) descriptors
     scores: torch.Tensor  # (Q, N)
     whitened_scores: torch.Tensor  # (Q, N)
+
+    def __str__(self) -> str:
+        return f"{self.step}\n{self.report}\n\n{self.step}+whitening\n{self.whitened}"
+
+    def _repr_html_(self) -> str:
+        plain, whitened = self.report._repr_html_(), self.whitened._repr_html_()
+        return f"<p>{self.step}</p>{plain}<p>{self.step}+whitening</p>{whitened}"
 
 
 @dataclass(frozen=True)
@@ -174,7 +134,7 @@ class Run:
         )
         scores = cosine_scores(queries, database)  # (Q, N)
         whitened_scores = cosine_scores(whitening(queries), whitening(database))  # (Q, N)
-        card = self._card(network)
+        card = protocol_card(self.benchmark, network, profile.image_size, profile.scales)
         whitened_card = replace(
             card, whitening=str(whitening), whitening_fitted_on=" and ".join(part.name for part in parts)
         )
@@ -182,49 +142,11 @@ class Run:
         whitened = self._record(f"{step}+whitening", whitened_scores, whitened_card, minutes)
         return Scored(step, report, whitened, card, whitened_card, queries, database, scores, whitened_scores)
 
-    def _card(self, network: DescriptorNetwork) -> ProtocolCard:
-        return ProtocolCard(
-            benchmark=self.benchmark.name,
-            benchmark_hash=self.benchmark.fingerprint,
-            images=len(self.benchmark.images),
-            queries=len(self.benchmark.queries),
-            query_crop="whole image" if self.benchmark.boxes is None else "cropped to the box",
-            image_size=self.profile.image_size,
-            resize=transforms.RESIZE_RULE,
-            interpolation=transforms.INTERPOLATION.name.lower(),
-            scales=self.profile.scales,
-            mean=transforms.MEAN,
-            std=transforms.STD,
-            whitening="none",
-            whitening_fitted_on="nothing",
-            average_precision="trapezoid (Oxford/Paris)",
-            precision_cap="k capped at the rank of the last positive",
-            junk="junk removed before ranking",
-            network=f"{network.settings['name']} + {network.settings['pooling']}",
-            checkpoint=state_sha256(network),
-        )
-
     def _record(self, step: str, scores: torch.Tensor, card: ProtocolCard, minutes: float) -> Report:
         report = evaluate(scores, self.benchmark.ground_truth, setups=self.benchmark.setups)
-        setups = {}
-        for setup in self.benchmark.setups:
-            result = report[setup]
-            setups[setup] = {
-                "mean_ap": float(result.mean_ap),
-                "interval": [float(bound) for bound in result.interval()],
-                "ap": [None if value != value else float(value) for value in result.ap],
-                "precision_at": {str(k): float(value) for k, value in result.precision_at.items()},
-            }
-        record = {
-            "step": step,
-            "benchmark": self.benchmark.name,
-            "profile": self.profile.name,
-            "seed": self.seed,
-            "minutes": minutes,
-            "setups": setups,
-            "card": card.to_dict(),
-            "card_hash": card.hash,
-        }
+        report = replace(report, card=card)
+        run = {"step": step, "profile": self.profile.name, "seed": self.seed, "minutes": minutes}
+        record = run | report_record(report)
         write_json(self.folder / "steps" / f"{step}.json", record)
         return report
 
@@ -233,23 +155,6 @@ def load_steps(folder: str | Path) -> dict[str, dict]:
     """The records of a run's folder by step, in the order they were written."""
     files = sorted(Path(folder, "steps").glob("*.json"), key=lambda file: file.stat().st_mtime)
     return {record["step"]: record for record in (json.loads(file.read_text()) for file in files)}
-
-
-def write_json(path: Path, value: object) -> None:
-    """Under the final name only when whole, so that a killed run leaves no half record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)
-
-
-def state_sha256(network: torch.nn.Module) -> str:
-    """Hex sha256 over names and values of the weights."""
-    digest = hashlib.sha256()
-    for key, value in network.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 TRAINING_CODE = ("pooling", "losses", "transforms", "networks", "training", "contrastive", "multistage", "finetuning")

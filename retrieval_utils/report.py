@@ -61,18 +61,34 @@ def _order(row: Iterable[Any]) -> tuple:
 
 
 def write_results(profile: str, run_dir: str | Path = "runs", results: str | Path = "results") -> pd.DataFrame:
-    """Write results/<profile>.csv and .json and the cards they name in results/cards.json; return the scores."""
+    """Write results/<profile>.csv and .json and the cards they name in results/cards.json; return the scores.
+
+    Seeds that `run_dir` does not hold keep what is committed of them.
+    """
     frame, cards, runs = collect(profile, run_dir)
     results = Path(results)
+    file, record = results / f"{profile}.csv", results / f"{profile}.json"
+    if file.is_file() and record.is_file():
+        committed = read_scores(file)
+        committed = committed[~committed["seed"].isin(frame["seed"].unique())]
+        rows = [*frame.to_numpy().tolist(), *committed.to_numpy().tolist()]
+        frame = pd.DataFrame(sorted(rows, key=_order), columns=COLUMNS)
+        old = json.loads(record.read_text(encoding="utf-8"))["runs"]
+        runs = sorted([*runs, *(r for r in old if r["seed"] in set(committed["seed"]))], key=lambda r: r["seed"])
     for run in runs:  # where the data lay on that machine decides nothing
         run["parameters"].pop("data_root", None)
     shown = frame.assign(minutes=frame["minutes"].map("{:.2f}".format))
     write_text(results / f"{profile}.csv", shown.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
     write_json(results / f"{profile}.json", {"runs": runs})
     known = read_cards(results) | cards
-    used = {name for file in sorted(results.glob("*.csv")) for name in read_scores(file)["card"]}
+    used = {name for file in score_files(results) for name in read_scores(file)["card"]}
     write_json(results / "cards.json", {name: known[name] for name in sorted(used) if name in known})
     return frame
+
+
+def score_files(results: Path) -> list[Path]:
+    """The committed scores, a file a profile; other tables may lie beside them."""
+    return [file for file in sorted(results.glob("*.csv")) if file.stem in PROFILES]
 
 
 def read_scores(file: Path) -> pd.DataFrame:
@@ -214,7 +230,7 @@ def update(project: str | Path = ".") -> list[str]:
     project, changed = Path(project), []
     readme = project / "README.md"
     text = old = readme.read_text(encoding="utf-8")
-    for file in sorted((project / "results").glob("*.csv")):
+    for file in score_files(project / "results"):
         text = fill(text, f"results:{file.stem}", results_block(project / "results", file.stem))
     if (project / "results" / ABLATION).is_file():
         text = fill(text, "results:ablation", ablation_block(project / "results"))
@@ -237,7 +253,7 @@ def disagreements(project: str | Path = ".") -> list[str]:
     project, found = Path(project), []
     results, readme = project / "results", (project / "README.md").read_text(encoding="utf-8")
     cards = read_cards(results)
-    for file in sorted(results.glob("*.csv")):
+    for file in score_files(results):
         wrong = [n for n in read_scores(file)["card"].unique() if n not in cards or ProtocolCard(**cards[n]).hash != n]
         if wrong:
             found.append(f"results/{file.name}: cards {', '.join(wrong)} are missing or altered in cards.json.")

@@ -2,15 +2,19 @@
 
 import math
 import os
+import tracemalloc
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from retrieval_utils import rank_counting
 from retrieval_utils.evaluation import (
     KS,
     SETUPS,
@@ -22,8 +26,11 @@ from retrieval_utils.evaluation import (
     positive_ranks,
     precision_recall,
 )
+from retrieval_utils.protocol import ProtocolCard
 
 ALL = tuple(SETUPS)
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def slow_query(scores, labels, setup):
@@ -152,6 +159,92 @@ def test_same_as_the_slow_protocol(kind, method):
     assert_same_as_slow(evaluate(given, ground_truth, ALL, method), scores, ground_truth, method)
     ranking = np.argsort(-scores, axis=1, kind="stable")
     assert_same_as_slow(evaluate_ranking(ranking, ground_truth, ALL, method), scores, ground_truth, method)
+
+
+def as_memory_mapped(scores, folder):
+    np.save(folder / "scores.npy", scores)
+    return np.load(folder / "scores.npy", mmap_mode="r")
+
+
+GIVEN = {
+    "half": lambda scores, _: scores.astype(np.float16),
+    "memory-mapped": as_memory_mapped,
+    "not contiguous": lambda scores, _: np.ascontiguousarray(scores.T).T,
+    "torch half": lambda scores, _: torch.from_numpy(scores).half(),
+    "one block": lambda scores, _: [scores],
+    "blocks": lambda scores, _: np.array_split(scores, [1, 1, 20, 45], axis=1),
+    "a generator": lambda scores, _: (torch.from_numpy(scores[:, i : i + 7]) for i in range(0, 60, 7)),
+    "two precisions": lambda scores, _: [scores[:, :30].astype(np.float32), scores[:, 30:]],
+    "two precisions, wide first": lambda scores, _: [scores[:, :30], scores[:, 30:].astype(np.float16)],
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+@pytest.mark.parametrize("values", ["random", "tied"])
+def test_scores_of_any_kind_are_the_same_scores(kind, values, tmp_path):
+    rng = np.random.default_rng(8)
+    scores = rng.integers(-300, 300, (12, 60)) / (1024 if values == "random" else 128)  # exact in half precision
+    scores = np.round(scores, 1).astype(np.float16).astype(np.float64) if values == "tied" else scores
+    ground_truth = [random_labels(rng, 60) for _ in scores]
+    report = evaluate(GIVEN[kind](scores, tmp_path), ground_truth, ALL)
+    assert_same_as_slow(report, scores, ground_truth, "trapezoid")
+
+
+EXTREMES = [0.0, -0.0, 1.0, 1 + 2**-52, -1e308, 1e308, 5e-324, 1e-300, -1.0]
+
+
+@st.composite
+def block_problems(draw):
+    """Scores of 1 to 40 images with labels, in blocks of any sizes, with many ties or no even spacing at all."""
+    n = draw(st.integers(1, 40))
+    values = st.one_of(st.integers(-2, 2).map(float), st.sampled_from(EXTREMES), st.floats(-1, 1))
+    scores = draw(hnp.arrays(np.float64, n, elements=values))
+    kinds = draw(st.lists(st.sampled_from(["easy", "hard", "junk", "none", "none"]), min_size=n, max_size=n))
+    kinds[draw(st.integers(0, n - 1))] = "easy"
+    cuts = sorted(draw(st.lists(st.integers(0, n), max_size=4)))
+    lists = {name: [i for i, kind in enumerate(kinds) if kind == name] for name in ("easy", "hard", "junk")}
+    return scores, GroundTruth(**lists), cuts
+
+
+@given(block_problems(), st.sampled_from([1, 3, 1 << 16]), st.sampled_from([1, 2, 7, 1 << 15]))
+def test_counting_is_exact_for_any_scores_blocks_chunks_and_slots(problem, chunk, slots):
+    scores, labels, cuts = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_counting, "CHUNK", chunk)
+        patch.setattr(rank_counting, "SLOTS", slots)
+        report = evaluate(np.split(scores[None], cuts, axis=1), [labels], ["medium"])
+    assert_same_as_slow(report, scores[None], [labels], "trapezoid")
+
+
+def test_only_blocks_up_to_the_last_labelled_image_are_held():
+    alive = []
+
+    def blocks():
+        for number in range(9):
+            block = np.random.default_rng(number).standard_normal((2, 10))
+            alive.append(weakref.ref(block))
+            yield block
+            del block
+            held.append(sum(reference() is not None for reference in alive))
+
+    held = []
+    evaluate(blocks(), [GroundTruth([3], [14]), GroundTruth([0], [2])])
+    assert held[0] == 1 and max(held[2:]) <= 4  # two with labels, the current one, and the one before at most
+
+
+@pytest.mark.parametrize("kind", ["random", "constant", "blocks"])
+def test_no_rank_matrix_is_made(kind):
+    n, rng = 400_000, np.random.default_rng(0)
+    labels = [GroundTruth(range(30), range(30, 60), range(60, 80))] * 5
+    drawn = np.zeros((5, n), np.float32) if kind == "constant" else rng.standard_normal((5, n), np.float32)
+    rows = ([row[i : i + 20_000] for row in drawn] for i in range(0, n, 20_000))
+    tracemalloc.start()  # numpy reports its arrays to it
+    try:
+        evaluate((np.stack(block) for block in rows) if kind == "blocks" else drawn, labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < drawn.nbytes / 2  # ranks in int64 would be twice the scores
 
 
 @st.composite
@@ -290,6 +383,23 @@ def test_report_prints_a_table():
         report["original"]
 
 
+def test_a_card_is_printed_under_the_table():
+    report = report_of(np.random.default_rng(1).standard_normal((6, 40)))
+    words = dict.fromkeys(("benchmark_hash", "query_crop", "resize", "interpolation", "precision_cap", "junk"), "x")
+    words |= {
+        "whitening": "none",
+        "whitening_fitted_on": "nothing",
+        "average_precision": "trapezoid",
+        "checkpoint": "c",
+    }
+    numbers = {"images": 40, "queries": 6, "image_size": 64, "scales": (1,), "mean": (0.5,), "std": (0.5,)}
+    card = ProtocolCard(benchmark="<b>", network="net", **words, **numbers)
+    carded = replace(report, card=card)
+    assert str(carded) == f"{report}\n{card}"
+    html = carded._repr_html_()
+    assert html.startswith(report._repr_html_()) and f"protocol {card.hash}" in html and "&lt;b&gt;" in html
+
+
 # Bad input.
 
 
@@ -306,10 +416,20 @@ def bad(scores=None, labels=None, **kwargs):
         ({"scores": torch.tensor([[0.0, 1, 2, torch.inf], [0, 1, 2, 3]])}, "query 0 and image 3 is inf"),
         ({"scores": np.zeros(4)}, r"\(Q, N\)"),
         ({"scores": np.zeros((2, 4, 1))}, r"\(2, 4, 1\)"),
-        ({"scores": np.zeros((2, 4), np.float16)}, "float16"),
+        ({"scores": np.zeros((2, 4), np.int64)}, "int64"),
         ({"scores": torch.zeros(2, 4, dtype=torch.bfloat16)}, "bfloat16"),
         ({"scores": [[0.0, 1]]}, "list"),
         ({"scores": np.zeros((3, 4))}, "3 rows.*2 queries|3 rows.*got 2"),
+        ({"scores": 0.5}, "got float"),
+        ({"scores": "scores.npy"}, "numpy or torch arrays.*got str"),
+        ({"scores": []}, "no scores"),
+        ({"scores": [np.zeros((2, 0))]}, "no scores"),
+        ({"scores": [np.zeros((2, 4)), np.zeros(2)]}, r"\(Q, N\), a row for each query, got \(2,\)"),
+        ({"scores": [np.zeros((2, 4)), np.zeros((3, 4))]}, "3 rows need the ground truth of 3 queries, got 2"),
+        ({"scores": [np.zeros((2, 4)), np.zeros((2, 4), int)]}, "got int64"),
+        ({"scores": [np.zeros((2, 4)), np.full((2, 3), np.nan)]}, "query 0 and image 4 is nan"),
+        ({"scores": [np.zeros((2, 1)), np.array([[0.0], [-np.inf]])]}, "query 1 and image 1 is -inf"),
+        ({"scores": np.zeros((2, 1)), "labels": [GroundTruth([0]), GroundTruth([1])]}, r"labels image 1.*0\.\.0"),
         ({"labels": [GroundTruth([0]), GroundTruth([1], junk=[1])]}, "Query 1 labels image 1 more than once"),
         ({"labels": [GroundTruth([0, 2, 2]), GroundTruth([1])]}, "Query 0 labels image 2 more than once"),
         ({"labels": [GroundTruth([0]), GroundTruth([4])]}, r"Query 1 labels image 4.*0\.\.3"),

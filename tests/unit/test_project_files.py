@@ -130,7 +130,7 @@ class TestMakefile:
 
     def test_help_names_every_target(self, project):
         shown = self.make(project).stdout
-        for target in ("setup", "reproduce", "test", "lab", "report", "lock"):
+        for target in ("setup", "reproduce", "test", "lab", "report", "bench", "lock"):
             assert f"make {target}  " in shown
 
     def test_reproduce_passes_profile_and_seeds_on(self, project):

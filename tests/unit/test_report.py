@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -96,6 +97,19 @@ def test_results_have_one_row_a_step_setup_and_seed_in_a_fixed_order(project):
     cards = report.read_cards(project / "results")
     assert set(cards) == set(rows["card"]) and len(cards) == 12 * 3
     assert all(ProtocolCard(**value).hash == name for name, value in cards.items())
+
+
+def test_seeds_that_are_not_run_again_keep_what_is_committed(project):
+    report.write_results("smoke", project / "runs", project / "results")
+    before = (project / "results/smoke.csv").read_text()
+    cards = (project / "results/cards.json").read_text()
+    for seed in (1, 2):
+        shutil.rmtree(project / f"runs/smoke/seed-{seed}")
+    report.write_results("smoke", project / "runs", project / "results")
+    assert (project / "results/smoke.csv").read_text() == before
+    assert (project / "results/cards.json").read_text() == cards
+    runs = json.loads((project / "results/smoke.json").read_text())["runs"]
+    assert [run["seed"] for run in runs] == [0, 1, 2]
 
 
 def test_committed_records_do_not_say_where_the_data_lay(project):
