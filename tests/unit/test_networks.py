@@ -100,7 +100,7 @@ def test_networks_of_timm_give_their_own_features_as_maps():
 def test_a_vision_transformer_takes_any_size_and_gives_patches_or_its_class_token(tmp_path):
     network = load_network("timm/vit_tiny_patch16_224", pooling="spoc")
     model, size = network.trunk.model, 224
-    tokens = model.forward_features(images(1, size))  # (1, 1 + 14 * 14, 192)
+    tokens = model.forward_features(network.renormalize(images(1, size)))  # (1, 1 + 14 * 14, 192)
     torch.testing.assert_close(network.pooled(images(1, size)), tokens[:, 1:].mean(1), atol=1e-5, rtol=1e-4)
     assert network.features(torch.zeros(1, 3, 50, 70)).shape == (1, 192, 4, 5)  # padded to whole patches
     save_network(network, tmp_path / "vit.safetensors")
