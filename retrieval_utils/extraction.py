@@ -16,7 +16,10 @@ from threading import Lock
 
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.transforms.v2 import functional as T
 
 from retrieval_utils.cache import DescriptorCache
@@ -64,15 +67,33 @@ def extract_descriptors(
         raise ValueError(f"The scales {tuple(scales)} cannot be used; give at least one, all above 0, such as (1.0,).")
     target = resolve_device(device)
     half = HALF[target.type] if (target.type == "cuda" if autocast is None else autocast) else None
-    # A copy, because channels_last and another device would stay with the network of the caller.
-    describer = copy.deepcopy(network).eval().to(target, memory_format=torch.channels_last)
+    # A copy, because folding, channels_last and another device would stay with the network of the caller.
+    describer = _fold_batch_norm(copy.deepcopy(network).eval()).to(target, memory_format=torch.channels_last)
     settings = {"scales": [float(scale) for scale in scales], "image_size": image_size, "half": str(half)}
-    store = DescriptorCache(cache, describer, settings) if cache is not None else None
+    store = DescriptorCache(cache, network, settings) if cache is not None else None
     job = _Job(describer, images, boxes, scales, image_size, target, half, store)
     descriptors = torch.empty(len(images), network.dim)
     for indices, rows in _in_threads(job, min(batch_size, len(images)), workers, progress):
         descriptors[indices] = rows  # (B, D)
     return descriptors
+
+
+def _fold_batch_norm(network: DescriptorNetwork) -> DescriptorNetwork:
+    """Scale and shift of every batch norm of a ResNet, put into the convolution before it: a fifth less time on a CPU.
+
+    Networks of timm stay as they are.
+    """
+    trunk = network.trunk
+    blocks = [module for module in trunk.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    for block in [trunk, *blocks] if blocks else []:
+        pairs = [(block, f"conv{number}", f"bn{number}") for number in (1, 2, 3)]
+        if getattr(block, "downsample", None) is not None:
+            pairs.append((block.downsample, "0", "1"))
+        for parent, conv, norm in pairs:
+            if isinstance(getattr(parent, norm, None), nn.BatchNorm2d):
+                setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm)))
+                setattr(parent, norm, nn.Identity())
+    return network
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,23 @@ def test_the_size_read_from_the_header_is_the_size_of_the_image(tmp_path, size):
                 assert extraction._size(path, box, size) == load_image(path, box, size).size
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "timm/resnet18"])
+def test_trained_networks_and_networks_of_timm_equal_the_plain_loop(name, cards):
+    network = load_network(name)
+    for module in network.modules():  # statistics as after training, not 0 and 1
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values, low, high in ((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 2)):
+                values.uniform_(low, high)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.2, 0.2)
+    fast = extract_descriptors(network, cards.images[:4], image_size=48, device="cpu")
+    with torch.inference_mode():
+        slow = one_after_the_other(network, cards.images[:4], image_size=48)
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=0)
+    norms = [m for m in extraction._fold_batch_norm(network).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert bool(norms) == name.startswith("timm/")
+
+
 def test_half_precision_stays_within_a_thousandth(network, cards):
     whole = extract_descriptors(network, cards.images[:12], scales=(1, 0.5), image_size=48, device="cpu")
     half = extract_descriptors(network, cards.images[:12], scales=(1, 0.5), image_size=48, device="cpu", autocast=True)
