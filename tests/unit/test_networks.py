@@ -5,6 +5,7 @@ import torch
 from torchvision import models
 
 from retrieval_utils.networks import load_network, resolve_device, save_network
+from retrieval_utils.transforms import MEAN, STD
 
 
 def images(count: int = 2, size: int = 64) -> torch.Tensor:
@@ -86,6 +87,53 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(tmp_path):
 def test_unknown_names_list_what_there_is():
     with pytest.raises(ValueError, match="no network 'resnet51'; choose one of resnet18-thin, resnet18"):
         load_network("resnet51")
+
+
+def test_networks_of_timm_give_their_own_features_as_maps():
+    network = load_network("timm/resnet18", pooling="spoc", seed=2)
+    assert network.features(images()).shape == (2, 512, 2, 2) and network.dim == 512
+    expected = network.trunk.model.forward_features(images()).mean((2, 3))  # (2, 512)
+    torch.testing.assert_close(network.pooled(images()), expected)
+    assert torch.equal(load_network("timm/resnet18", pooling="spoc", seed=2)(images()), network(images()))
+
+
+def test_a_vision_transformer_takes_any_size_and_gives_patches_or_its_class_token(tmp_path):
+    network = load_network("timm/vit_tiny_patch16_224", pooling="spoc")
+    model, size = network.trunk.model, 224
+    tokens = model.forward_features(network.renormalize(images(1, size)))  # (1, 1 + 14 * 14, 192)
+    torch.testing.assert_close(network.pooled(images(1, size)), tokens[:, 1:].mean(1), atol=1e-5, rtol=1e-4)
+    assert network.features(torch.zeros(1, 3, 50, 70)).shape == (1, 192, 4, 5)  # padded to whole patches
+    save_network(network, tmp_path / "vit.safetensors")
+    classes = load_network("timm/vit_tiny_patch16_224", weights=tmp_path / "vit.safetensors", pooling="cls")
+    torch.testing.assert_close(classes.pooled(images(1, size)), tokens[:, 0], atol=1e-5, rtol=1e-4)
+    assert classes.mean == (0.5, 0.5, 0.5)  # this network's own, not ImageNet's
+    raw = images(1, size) * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    assert torch.allclose(network.renormalize(images(1, size)), (raw - 0.5) / 0.5, atol=1e-6)
+
+
+def test_dinov2_by_its_short_name_pools_the_class_token_before_the_registers():
+    network = load_network("dinov2-vits14-reg", pooling="cls")
+    tokens = network.trunk.model.forward_features(images(1, 56))  # (1, 1 + 4 + 16, 384)
+    torch.testing.assert_close(network.pooled(images(1, 56)), tokens[:, 0], atol=1e-5, rtol=1e-4)
+    assert network.settings["name"] == "timm/vit_small_patch14_reg4_dinov2.lvd142m"
+
+
+def test_what_timm_does_not_have_is_one_sentence(monkeypatch):
+    with pytest.raises(ValueError, match="timm has no network 'resnet18x'. Did you mean 'resnet18'"):
+        load_network("timm/resnet18x")
+    with pytest.raises(ValueError, match="timm cannot make 'resnet18.nonsense': Invalid pretrained tag"):
+        load_network("timm/resnet18.nonsense")
+    with pytest.raises(ValueError, match="'resnet18' has no class token for the pooling 'cls'"):
+        load_network("timm/resnet18", pooling="cls")
+    with pytest.raises(ValueError, match="no pooling 'cls'"):
+        load_network("resnet18", pooling="cls")
+
+    def offline(*_, **__):
+        raise FileNotFoundError("cannot reach the hub")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(OSError, match="weights of timm's 'resnet18' could not be loaded .cannot reach the hub.; go on"):
+        load_network("timm/resnet18", weights="pretrained")
 
 
 def test_a_device_that_is_not_there_is_named():
