@@ -1,4 +1,4 @@
-"""The three indexes behind `Index`: exact where they promise it, the same bytes twice, refused where they do not fit."""
+"""Three indexes behind `Index`: exact where they promise it, the same bytes twice, refused where they do not fit."""
 
 from __future__ import annotations
 
