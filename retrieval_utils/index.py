@@ -193,7 +193,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 def _settings(kind: str, n: int, dim: int, seed: int) -> dict[str, int]:
     """Usual values for n descriptors: FAISS's own guidelines, kept small enough for one thread."""
     if kind == "hnsw":
-        return {"links": 16, "candidates": 80}
+        return {"links": 16, "candidates": 40}
     if kind == "ivf-pq":
         lists = 1 << max(4, round(4 * n**0.5).bit_length() - 1)  # 2 to 4 sqrt(n)
         subvectors = max(m for m in range(1, dim + 1) if dim % m == 0 and m <= max(1, dim // 4))
