@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 256  # queries compared with the whole database at a time
+CELLS = 1 << 25  # scores held at a time where nobody needs them all: 128 MB
 
 
 def cosine_scores(queries: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
@@ -51,10 +51,10 @@ def nearest(queries: Tensor, database: Tensor, k: int, without_self: bool = Fals
     Exact, in blocks of queries, so that no (Q, N) matrix is held. without_self: query i is database row i, and leaves
     itself out. Raises ValueError when the dimensions differ, or k < 1.
     """
-    k = min(k, len(database) - without_self)
+    k, block = min(k, len(database) - without_self), max(1, CELLS // max(1, len(database)))
     found = []
-    for start in range(0, len(queries), BLOCK):
-        scores = cosine_scores(queries[start : start + BLOCK], database)  # (B, N)
+    for start in range(0, len(queries), block):
+        scores = cosine_scores(queries[start : start + block], database)  # (B, N)
         if without_self:
             own = torch.arange(len(scores), device=scores.device)
             scores[own, own + start] = -torch.inf

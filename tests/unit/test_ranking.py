@@ -36,7 +36,7 @@ def test_nearest_in_blocks(monkeypatch):
     queries, database = drawn(10, seed=1), drawn(30)
     expected = top_k(cosine_scores(queries, database), 5)
     others = top_k(cosine_scores(database, database).fill_diagonal_(-9), 5)
-    monkeypatch.setattr(ranking, "BLOCK", 4)
+    monkeypatch.setattr(ranking, "CELLS", 4 * 30)
     for (values, indices), (expected_values, expected_indices) in (
         (nearest(queries, database, 5), expected),
         (nearest(database, database, 5, without_self=True), others),
