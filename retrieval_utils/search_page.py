@@ -23,7 +23,7 @@ h1 { font-size: 1.7rem; line-height: 1.2; overflow-wrap: anywhere; } h2 { font-s
 .soft, summary { color: var(--soft); } a { color: var(--link); } figure { margin: 0; }
 figcaption { font-size: .88rem; overflow-wrap: anywhere; margin-top: .3rem; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; height: auto; border-radius: 4px; border: 1px solid var(--line); }
-ol { list-style: none; padding: 0; display: grid; gap: 1.2rem; align-items: end;
+ol { list-style: none; padding: 0; display: grid; gap: 1.2rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }
 """
 BOX = "#FFD400"
