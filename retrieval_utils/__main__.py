@@ -1,4 +1,4 @@
-"""The command line: python -m retrieval_utils reproduce | report | evaluate | data | profiles."""
+"""The command line: python -m retrieval_utils reproduce | report | evaluate | search | data | profiles."""
 
 from __future__ import annotations
 
@@ -189,6 +189,48 @@ def scale_list(text: str) -> tuple[float, ...]:
     if not re.fullmatch(r"\s*\d*\.?\d+(\s*,\s*\d*\.?\d+)*\s*", text) or not all(map(float, text.split(","))):
         raise ValueError(f"--scales takes positive numbers, as in 1,0.7071,0.5; '{text}' is not that.")
     return tuple(map(float, text.split(",")))
+
+
+@app.command()
+def search(
+    images: Annotated[Path, typer.Option(help="Folder of photos; those in its subfolders count too.")],
+    query: Annotated[Path, typer.Option(help="The photo to search with.")],
+    box: Annotated[str, typer.Option(help="Only this part of it: x1,y1,x2,y2 in pixels of the stored photo.")] = "",
+    network: Annotated[str, typer.Option(help="resnet18-thin, resnet18, resnet34, resnet50, ...")] = "resnet50",
+    weights: Annotated[str, typer.Option(help="imagenet, none (random), or the path of a checkpoint.")] = "imagenet",
+    k: Annotated[int, typer.Option("--k", help="How many photos to show.")] = 20,
+    image_size: Annotated[int, typer.Option(min=16, help="Longer side in pixels to describe photos at.")] = 512,
+    index_dir: Annotated[str, typer.Option(help="Where the index is kept; default: below runs/search.")] = "",
+) -> None:
+    """Find the photos of a folder that look like QUERY, and write a page that shows them."""
+    with one_sentence():
+        from retrieval_utils import search as own
+        from retrieval_utils.networks import load_network
+        from retrieval_utils.search_page import write_page
+
+        corners = corners_of(box) if box else None
+        own.find_photos(images)
+        own.check_query(query, corners, k)
+        net = load_network(network, weights)
+        place = Path(index_dir or own.default_index_dir(images, net, image_size))
+        photos = own.index_photos(images, net, place, image_size, progress=True)
+        hits = own.search_photos(photos, net, query, corners, k, image_size)
+        counts = f"{len(photos.names):,} photos, {photos.described:,} of them described now"
+        about = [f"Described by {photos.index.network}; scores are cosines.", f"Index of {counts}: {place}"]
+        page = write_page(place / f"{query.stem}.html", images, query, corners, hits, about, photos.unreadable)
+        print(f"{counts}; index: {place}")
+        if photos.unreadable:
+            print(f"left out, not readable: {len(photos.unreadable):,} ({', '.join(photos.unreadable)})")
+        print(f"page: {page}")
+
+
+def corners_of(box: str) -> tuple[float, float, float, float]:
+    """(1, 2, 30, 40) from "1,2,30,40"; ValueError for anything but four numbers."""
+    try:
+        x1, y1, x2, y2 = (float(value) for value in box.split(","))
+    except ValueError:
+        raise ValueError(f"--box takes x1,y1,x2,y2, as in --box 10,20,200,180; '{box}' is not that.") from None
+    return x1, y1, x2, y2
 
 
 @app.command()

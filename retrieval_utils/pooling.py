@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +33,70 @@ def gem(x: Tensor, p: float | Tensor = 3.0, eps: float = 1e-6) -> Tensor:
     scale = x.detach().amax(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
     means = (x / scale).pow(p).mean(dim=(2, 3))  # (B, C)
     return means.pow(1 / p) * scale[:, :, 0, 0]  # (B, C)
+
+
+def rmac_regions(height: int, width: int, levels: int = 3, overlap: float = 0.4) -> list[tuple[int, int, int]]:
+    """The squares (top, left, side) of R-MAC on a map of height x width cells, level by level, in reading order.
+
+    Level l = 1 .. levels holds squares of side floor(2 min(H, W) / (l + 1)), l of them along the shorter side and
+    l + m - 1 along the longer one, spread evenly from edge to edge. m is such that neighbours on level 1 share as near
+    to `overlap` of their area as they can; it is 1 for a square map (Tolias et al., ICLR 2016, section 3.2).
+    """
+    short, long = sorted((height, width))
+    extra = 0  # m - 1
+    if long > short:
+        most = 1 + math.ceil((long - short) / (short * (1 - overlap)))
+        shared = [1 - (long - short) / (steps * short) for steps in range(1, most + 1)]
+        extra = 1 + min(range(most), key=lambda i: abs(shared[i] - overlap))
+    regions = []
+    for level in range(1, levels + 1):
+        side = max(2 * short // (level + 1), 1)
+        tops = _spread(height - side, level + (extra if height > width else 0))
+        lefts = _spread(width - side, level + (extra if width > height else 0))
+        regions += [(top, left, side) for top in tops for left in lefts]
+    return regions
+
+
+def _spread(last: int, count: int) -> list[int]:
+    """`count` whole positions from 0 to `last`, evenly apart, rounded down."""
+    return [i * last // (count - 1) for i in range(count)] if count > 1 else [0]
+
+
+def rmac(
+    x: Tensor, levels: int = 3, overlap: float = 0.4, whitening: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Regional maximum activations (Tolias et al., ICLR 2016): (B, C, H, W) -> (B, C), or (B, D) with whitening.
+
+    Sum over the squares R of `rmac_regions` of w(mac(x_R) / |mac(x_R)|), every term of length 1. w is the identity, or
+    `whitening`, which takes region vectors (n, C) to (n, D), L2-normalised, as `PCAWhitening` does.
+    Raises ValueError for another shape, levels < 1, or an overlap outside [0, 1).
+    """
+    x = _feature_maps(x)
+    if levels < 1 or not 0 <= overlap < 1:
+        raise ValueError(f"R-MAC needs levels >= 1 and an overlap in [0, 1), got {levels} and {overlap}.")
+    total = 0
+    for top, left, side in rmac_regions(x.shape[2], x.shape[3], levels, overlap):
+        region = l2_normalize(mac(x[:, :, top : top + side, left : left + side]))  # (B, C)
+        total = total + (region if whitening is None else whitening(region))  # (B, D)
+    return total
+
+
+def crow(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """Cross-dimensional weighting (Kalantidis et al., ECCV workshops 2016): (B, C, H, W) -> (B, C).
+
+    F_c = I_c sum_ij S_ij x_cij, with the paper's exponents a = b = 2. Places count by the strength of all channels
+    there, S = (T / |T|)^(1/2) with T_ij = sum_c x_cij; channels count more the rarer they fire,
+    I_c = log((C eps + sum_k Q_k) / (eps + Q_c)) with Q_c the share of places where x_c > 0. No gradient passes I.
+    Maps should come out of a ReLU. Computed in float32 or wider.
+    """
+    x = _feature_maps(x)
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # (B, C, H, W)
+    strength = x.sum(dim=1)  # (B, H, W)
+    norm = strength.flatten(1).norm(dim=1)[:, None, None]  # (B, 1, 1)
+    places = (strength / norm.clamp(min=1e-12)).clamp(min=1e-12).sqrt()  # (B, H, W) a root has no slope at 0
+    active = (x > 0).to(x.dtype).mean(dim=(2, 3))  # (B, C)
+    channels = torch.log((x.shape[1] * eps + active.sum(dim=1, keepdim=True)) / (eps + active))  # (B, C)
+    return channels * (x * places[:, None]).sum(dim=(2, 3))  # (B, C)
 
 
 class MAC(nn.Module):
@@ -63,11 +130,34 @@ class GeM(nn.Module):
         return f"p={self.p.item():.3g}, eps={self.eps:g}"
 
 
-POOLINGS = {"gem": GeM, "mac": MAC, "spoc": SPoC}
+class RMAC(nn.Module):
+    """Module form of `rmac`."""
+
+    def __init__(
+        self, levels: int = 3, overlap: float = 0.4, whitening: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.levels, self.overlap, self.whitening = levels, overlap, whitening
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rmac(x, self.levels, self.overlap, self.whitening)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, overlap={self.overlap:g}" + (f", {self.whitening}" if self.whitening else "")
+
+
+class CroW(nn.Module):
+    """Module form of `crow`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return crow(x)
+
+
+POOLINGS = {"gem": GeM, "mac": MAC, "spoc": SPoC, "rmac": RMAC, "crow": CroW}
 
 
 def make_pooling(name: str) -> nn.Module:
-    """The pooling module called "gem", "mac" or "spoc". Raises ValueError for another name."""
+    """The pooling module of that name: one of POOLINGS, with its usual settings. Raises ValueError for another name."""
     if name not in POOLINGS:
         raise ValueError(f"There is no pooling {name!r}; choose one of {', '.join(POOLINGS)}.")
     return POOLINGS[name]()
