@@ -80,6 +80,13 @@ def test_it_scores_what_the_parts_score_in_any_blocks(network, cards_benchmark, 
     assert (report.card.query_crop, report.card.whitening) == ("cropped to the box", "none")
 
 
+def test_the_card_has_the_networks_own_mean_and_std(cards_benchmark):
+    other = load_network("resnet18-thin")
+    other.use_settings(other.settings | {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)})
+    card = protocol_card(cards_benchmark, other, 32, (1.0,))
+    assert (card.mean, card.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
 def test_whitening_is_fitted_on_the_training_set_and_named_on_the_card(network, cards, cards_benchmark):
     report = run_evaluation("grocery-store", "resnet18-thin", "none", image_size=32, whitening_dim=8)
     everything = extract_descriptors(network, cards.images, image_size=32)
