@@ -94,7 +94,7 @@ def load_network(name: str, weights: str | Path = "none", pooling: str = "gem", 
     (random, drawn with `seed`), "imagenet" (torchvision's IMAGENET1K_V1), a name in CHECKPOINTS such as "moco-v2" (of a
     ResNet-50), "pretrained" (for timm: those its name means), or the path of a file written by `save_network` or, for a
     ResNet, of a torch checkpoint. What is downloaded is checked against its hash.
-    pooling: "gem" (Radenovic et al. 2018), "mac", "spoc", "rmac", "crow", or for a vision transformer "cls", its class token.
+    pooling: "gem" (Radenovic et al. 2018), "mac", "spoc", "rmac", "crow", or "cls", a vision transformer's class token.
     Raises ValueError, FileNotFoundError or OSError, one sentence.
     """
     name, weights = TIMM_NAMES.get(name, name), str(weights)
