@@ -271,12 +271,13 @@ def plot_ladder(rows: pd.DataFrame, setup: str | None = None) -> Figure:
                 dots = x + np.linspace(-0.1, 0.1, len(seeds)) * (len(seeds) > 1)
                 whiskers = np.abs(seeds[["ap_low", "ap_high"]].to_numpy().T - seeds["mean_ap"].to_numpy())
                 ax.errorbar(dots, seeds["mean_ap"], whiskers, fmt="o", color="black", markersize=3, linewidth=0.8)
-                ax.text(x, seeds["ap_high"].max() + 0.015, f"{mean:.2f}", ha="center", fontsize=8)
+                side = "left" if suffix else "right"  # away from the neighbour's number
+                ax.text(places[step], seeds["ap_high"].max() + 0.01, f"{mean:.2f}", ha=side, fontsize=7)
         if 0 < first_control < len(steps):
             ax.axvline(first_control - 0.25, color="black", linestyle="--", linewidth=0.8)
             ax.text(first_control - 0.2, 0.97, "controls", transform=ax.get_xaxis_transform(), va="top", fontsize=9)
         ax.set(title=f"{benchmarks[0]}, {name}", ylim=(0, min(1.1, top + 0.15)))
-        ax.set_xticks(list(places.values()), [s.replace("-", "-\n") for s in places], fontsize=8)
+        ax.set_xticks(list(places.values()), list(places), fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
     axes[0, 0].set_ylabel("mAP")
     handles = [Rectangle((0, 0), 1, 1, facecolor="#56B4E9", edgecolor="white", hatch=h) for h in (None, "///")]
     axes[0, 0].legend(handles, ["plain", "whitened"], fontsize=9, loc="upper left")
