@@ -53,25 +53,25 @@ TABLE = {  # what, licence, size, variant
         "1,001,001 distractors, for any of those four: `roxford5k+r1m` (Radenović et al., CVPR 2018)",
         FLICKR,
         "more than 400 GB to load, as much on disk",
-        "one",
+        "one variant",
     ),
     "retrieval-sfm-30k": (
         "matching pairs in clusters of 3D models, to train on (Radenović et al., ECCV 2016)",
         FLICKR,
         "38 GB to load, shared with retrieval-sfm-120k",
-        "one",
+        "one variant",
     ),
     "retrieval-sfm-120k": (
         "matching pairs in 713 clusters of 3D models, to train on (Radenović et al., PAMI 2019)",
         FLICKR,
         "38 GB to load, 38 GB on disk",
-        "one",
+        "one variant",
     ),
     "image-folder": (
         "your own photos: a folder for each instance to be scored on, or a flat folder to search",
         "yours",
         "yours, nothing to load",
-        "one",
+        "one variant",
     ),
 }
 
