@@ -7,10 +7,13 @@ from retrieval_utils.losses.base import RetrievalLoss
 from retrieval_utils.losses.pairs import ContrastiveLoss, NTXentLoss, TripletLoss
 from retrieval_utils.losses.quantized import FastAPLoss, QuantizedAPLoss
 from retrieval_utils.losses.smooth import RecallLoss, SmoothAPLoss, SupAPLoss
+from retrieval_utils.losses.tuples import AutoEmbedderLoss, LRMLLoss
 
 __all__ = [
+    "AutoEmbedderLoss",
     "ContrastiveLoss",
     "FastAPLoss",
+    "LRMLLoss",
     "NTXentLoss",
     "QuantizedAPLoss",
     "RecallLoss",
