@@ -25,6 +25,7 @@ report: setup ## write results/, the tables of README.md and the cost cards of t
 bench: setup ## compare speed and memory with what the field runs; appends to results/bench.csv
 	@$(BIN)/python benchmarks/evaluation_speed.py
 	@$(BIN)/python benchmarks/extraction_speed.py
+	@$(BIN)/python benchmarks/loss_speed.py
 
 lock: setup ## compile requirements.lock from pyproject.toml (newer versions too: ARGS=--upgrade)
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \
