@@ -248,7 +248,7 @@ def test_ctrl_c_stops_the_kernel_and_leaves_nothing_half_written(course):
     while not half.is_file() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)  # it waits for its kernel, on a busy machine for long
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith("Stopped in 00_one (seed 0); what was finished is kept, --resume")
     assert "Traceback" not in errors

@@ -85,8 +85,11 @@ def test_the_size_of_a_chunk_decides_memory_and_not_the_result(cards):
     (few, losses), (many, expected) = trained
     assert losses == pytest.approx(expected, abs=1e-4)
     start = load_network("resnet18-thin").state_dict()
-    for name in start:  # Adam's first steps are as long for a tiny gradient as for a large one: rounding shows
-        torch.testing.assert_close(few[name], many[name], atol=2e-3, rtol=1e-2)
+    learned = [name for name, value in start.items() if value.is_floating_point() and "running" not in name]
+    apart = sum((few[name] - many[name]).square().sum() for name in learned).sqrt()
+    moved = sum((many[name] - start[name]).square().sum() for name in learned if name in start).sqrt()
+    # Adam's first steps are as long for a tiny gradient as for a large one, so where one is near 0 rounding shows.
+    assert apart < 0.05 * moved
     running = [name for name in start if "running" in name]
     assert all(torch.equal(few[name], start[name]) for name in running)
     assert not torch.equal(few["trunk.conv1.weight"], start["trunk.conv1.weight"])
