@@ -27,8 +27,8 @@ from retrieval_utils.networks import DescriptorNetwork, resolve_device
 from retrieval_utils.pooling import l2_normalize
 from retrieval_utils.transforms import MEAN, STD, check_box, load_image, resized_size
 
-# Pixels of a batch. On a CPU a batch of large images is no faster than one, and every thread holds its own;
-# on a card 16 million (21 images of 1024 x 768) fill it and take some 3 GB of activations in a ResNet-50.
+# Pixels of a batch. On a CPU a batch of large images is no faster than one, and every thread holds its own; a card is
+# filled by more (16 million are 21 images of 1024 x 768; a guess, no card has been measured yet).
 PIXELS = {"cpu": 1 << 19, "cuda": 1 << 24}
 HALF = {"cpu": torch.bfloat16, "cuda": torch.float16, "mps": torch.float16}
 

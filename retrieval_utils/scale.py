@@ -11,7 +11,7 @@ from torch import Tensor
 from retrieval_utils.evaluation import GroundTruth
 from retrieval_utils.index import Index
 
-# What a profile's time and memory allow: HNSW grows on one thread, some ten thousand images a second.
+# What a profile's time and memory allow: HNSW grows on one thread, minutes for a million.
 DATABASE_SIZES = {
     "tiny": (10_000,),
     "smoke": (10_000, 30_000, 100_000),

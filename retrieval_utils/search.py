@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from retrieval_utils.extraction import extract_descriptors
 from retrieval_utils.index import MANIFEST, Index
 from retrieval_utils.networks import DescriptorNetwork
+from retrieval_utils.protocol import state_sha256
 from retrieval_utils.transforms import load_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
@@ -71,9 +71,8 @@ def find_photos(folder: str | Path) -> list[str]:
 
 def fingerprint(network: DescriptorNetwork, image_size: int) -> str:
     """What descriptors depend on besides the photo, as text: network, pooling, size, and the hash of the weights."""
-    state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-    digest = hashlib.sha256(safetensors.torch.save(state)).hexdigest()
-    return f"{network.settings['name']} + {network.settings['pooling']} at {image_size} px, weights {digest[:12]}"
+    weights = state_sha256(network)[:12]
+    return f"{network.settings['name']} + {network.settings['pooling']} at {image_size} px, weights {weights}"
 
 
 def default_index_dir(folder: str | Path, network: DescriptorNetwork, image_size: int) -> Path:
