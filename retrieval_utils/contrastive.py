@@ -14,11 +14,10 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.networks import DescriptorNetwork
-from retrieval_utils.training import History, TrainingImages, cosine_schedule, fit
+from retrieval_utils.training import History, ShuffledBatches, TrainingImages, cosine_schedule, fit, training_loader
 from retrieval_utils.transforms import training_view
 
 
@@ -60,7 +59,8 @@ def pretrain(network: DescriptorNetwork, training_set: TrainingSet, settings: Pr
     pl.seed_everything(settings.seed, verbose=False)
     view = training_view(settings.image_size, settings.min_scale, settings.jitter, settings.grayscale)
     images = TrainingImages(training_set.images, training_set.labels, view, 2, settings.image_size * 3 // 2)
-    loader = DataLoader(images, settings.batch_size, shuffle=True, drop_last=True)
+    batches = ShuffledBatches(len(images), settings.batch_size, settings.seed)
+    loader = training_loader(images, batches, settings.seed, settings.device)
     steps = settings.epochs * len(loader)
     if settings.method == "simclr":
         module = _SimCLR(network, settings, steps)

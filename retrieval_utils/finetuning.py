@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.extraction import extract_descriptors
 from retrieval_utils.losses import QuantizedAPLoss, SmoothAPLoss
 from retrieval_utils.multistage import freeze_normalization, multistage_backward
 from retrieval_utils.networks import DescriptorNetwork
-from retrieval_utils.training import History, TrainingImages, cosine_schedule, fit
+from retrieval_utils.training import History, TrainingImages, cosine_schedule, fit, training_loader
 from retrieval_utils.transforms import training_view
 from retrieval_utils.whitening import PCAWhitening
 
@@ -65,7 +65,7 @@ def finetune(network: DescriptorNetwork, training_set: TrainingSet, settings: Fi
     sampler = BalancedBatches(
         training_set.labels, settings.instances, settings.images_per_instance, settings.batches, settings.seed
     )
-    loader = DataLoader(images, batch_sampler=sampler)
+    loader = training_loader(images, sampler, settings.seed, settings.device)
     if settings.head_dim:
         size = settings.image_size * 3 // 2
         descriptors = extract_descriptors(network, training_set.images, image_size=size, device=settings.device)
@@ -115,9 +115,6 @@ class _FineTuning(pl.LightningModule):
         super().__init__()
         self.network, self.criterion, self.settings = network, criterion, settings
         self.automatic_optimization = not settings.chunk
-
-    def on_train_epoch_start(self) -> None:  # Lightning does this for samplers, not for batch samplers
-        self.trainer.train_dataloader.batch_sampler.set_epoch(self.current_epoch)
 
     def training_step(self, batch, _):
         images, labels = batch  # (B, 1, 3, S, S), (B,)

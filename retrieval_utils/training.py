@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import random
+import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from retrieval_utils.networks import resolve_device
@@ -21,8 +26,9 @@ History = dict[str, list[float]]
 
 
 class TrainingImages(Dataset):
-    """Item i: `views` augmented views of image i, stacked (V, 3, S, S), and its label.
+    """Item (i, s): `views` augmented views of image i, drawn with seed s, stacked (V, 3, S, S), and its label.
 
+    The seed comes along with the index so that a view does not depend on which process draws it, or when.
     Images are decoded once, at `stored_size` pixels on the longer side, and kept in memory as long as they take less
     than `memory_gb`; a photo of Grocery Store at 96 pixels takes 28 kB.
     """
@@ -43,9 +49,68 @@ class TrainingImages(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int]:
+        index, seed = item
         image = self.stored[index] if self.stored else load_image(self.paths[index], image_size=self.stored_size)
-        return torch.stack([self.view(image) for _ in range(self.views)]), int(self.labels[index])
+        with isolate_rng(include_cuda=False):
+            for set_seed in (torch.manual_seed, np.random.seed, random.seed):
+                set_seed(seed)
+            return torch.stack([self.view(image) for _ in range(self.views)]), int(self.labels[index])
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """All of `images` in a new order each epoch, cut into full batches of `batch_size`; drawn by seed and epoch."""
+
+    def __init__(self, images: int, batch_size: int, seed: int = 0):
+        self.images, self.batch_size, self.seed, self.epoch = images, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.images // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[start : start + self.batch_size].tolist()
+
+
+class SeededBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of another sampler, each index with the seed of its views; drawn by seed and epoch."""
+
+    def __init__(self, batches: Sampler[list[int]], seed: int):
+        self.batches, self.seed = batches, seed
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        drawn = np.random.default_rng([self.seed, self.batches.epoch, 1])
+        for batch in self.batches:
+            yield list(zip(batch, drawn.integers(2**32, size=len(batch)).tolist(), strict=True))
+
+
+def training_loader(images: TrainingImages, batches: Sampler[list[int]], seed: int, device: str) -> DataLoader:
+    """A loader of `batches`, (B, V, 3, S, S) and labels (B,), whose content does not depend on its worker processes.
+
+    One process augments while the others' cores train, or several if a card has to be fed. They are forked, so there
+    are none where a notebook cannot fork, nor where the memory they share with the trainer is short, as in some
+    containers.
+    """
+    workers = 0
+    if sys.platform == "linux" and len(images):
+        cores = len(os.sched_getaffinity(0))
+        workers = min(8, cores - 1) if resolve_device(device).type == "cuda" else min(1, cores - 1)
+        largest = max(len(batch) for batch in batches)
+        needed = (2 * workers + 2) * images[0, 0][0].nbytes * largest
+        if shutil.disk_usage("/dev/shm").free < needed:
+            workers = 0
+    batches = SeededBatches(batches, seed)
+    return DataLoader(images, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0)
 
 
 class EpochHistory(pl.Callback):
@@ -53,6 +118,9 @@ class EpochHistory(pl.Callback):
 
     def __init__(self, name: str):
         self.name, self.history, self.handle = name, {}, None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        trainer.train_dataloader.batch_sampler.set_epoch(trainer.current_epoch)  # Lightning does so for samplers only
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
@@ -94,7 +162,7 @@ def fit(module: pl.LightningModule, loader: DataLoader, epochs: int, name: str, 
     module.train()  # Lightning keeps the mode it finds, and networks are loaded in evaluation mode
     accelerator, _, index = device.partition(":")
     with warnings.catch_warnings():
-        # Lightning recommends workers; in a notebook they break on two of three systems, and 64-pixel images need none.
+        # Lightning recommends more workers: `training_loader` knows better.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*|.*treespec.*")
         warnings.filterwarnings("ignore", message=".*number of training batches.*")
@@ -109,7 +177,12 @@ def fit(module: pl.LightningModule, loader: DataLoader, epochs: int, name: str, 
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, loader)
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(max(1, threads - loader.num_workers))  # a core that augments cannot train as well
+            trainer.fit(module, loader)
+        finally:
+            torch.set_num_threads(threads)
     return record.history
 
 

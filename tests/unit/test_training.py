@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from retrieval_utils.finetuning import BalancedBatches, FinetuningSettings, fine
 from retrieval_utils.networks import load_network
 from retrieval_utils.ranking import cosine_scores
 from retrieval_utils.records import state_sha256
+from retrieval_utils.training import SeededBatches, ShuffledBatches, TrainingImages
+from retrieval_utils.transforms import training_view
 from retrieval_utils.whitening import PCAWhitening
 
 PRETRAINING = PretrainingSettings(epochs=3, batch_size=24, image_size=32, device="cpu")
@@ -125,6 +128,47 @@ def test_the_epoch_reaches_the_sampler_during_training(cards, monkeypatch):
     monkeypatch.setattr(BalancedBatches, "set_epoch", lambda self, epoch: epochs.append(epoch))
     finetune(load_network("resnet18-thin"), cards, replace(FINETUNING, epochs=3, batches=1, instances=2))
     assert epochs == [0, 1, 2]
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 3), st.integers(0, 99))
+def test_an_epoch_shows_every_image_once_in_full_batches(images, batch_size, epoch, seed):
+    sampler = ShuffledBatches(images, batch_size, seed)
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == images // batch_size
+    assert all(len(batch) == batch_size for batch in batches)
+    shown = sum(batches, [])
+    assert len(set(shown)) == len(shown) and set(shown) <= set(range(images))
+    seeded = SeededBatches(sampler, seed)
+    assert [[index for index, _ in batch] for batch in seeded] == batches
+    seeds = [drawn for batch in seeded for _, drawn in batch]
+    assert seeds == [drawn for batch in seeded for _, drawn in batch]
+    assert len(set(seeds)) == len(seeds)
+    seeded.set_epoch(epoch + 1)
+    assert not set(seeds) & {drawn for batch in seeded for _, drawn in batch}
+
+
+def test_what_is_learned_does_not_depend_on_the_processes_that_augment(cards, monkeypatch):
+    settings = replace(PRETRAINING, epochs=2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with_worker, alone = load_network("resnet18-thin"), load_network("resnet18-thin")
+    torch.manual_seed(1)
+    with monkeypatch.context() as two_threads:  # as many threads in both cases: with fewer, sums round otherwise
+        two_threads.setattr("torch.set_num_threads", lambda _: None)
+        pretrain(with_worker, cards, settings)
+        two_threads.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))  # no shared memory, no worker
+        torch.manual_seed(2)
+        pretrain(alone, cards, settings)
+    assert state_sha256(with_worker) == state_sha256(alone)
+
+
+def test_drawing_a_view_leaves_the_random_streams_of_training_alone(cards):
+    images = TrainingImages(cards.images, cards.labels, training_view(32), 2, 48)
+    before = torch.get_rng_state()
+    first, label = images[3, 7]
+    assert first.shape == (2, 3, 32, 32) and label == cards.labels[3]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(images[3, 7][0], first) and not torch.equal(images[3, 8][0], first)
 
 
 @pytest.mark.parametrize(
