@@ -57,8 +57,8 @@ PROFILES = {
             about="toy landmarks, drawn by code; 2 CPU cores, offline",
             data="toy-landmarks",
             image_size=72,
-            pretraining=replace(SMALL, epochs=16, image_size=48),
-            finetuning=FinetuningSettings(epochs=28, image_size=48),
+            pretraining=replace(SMALL, epochs=10, image_size=48),
+            finetuning=FinetuningSettings(epochs=14, image_size=48),
         ),
         Profile(
             name="laptop",

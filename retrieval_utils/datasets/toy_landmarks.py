@@ -58,18 +58,19 @@ class Size:
 
 SIZES = {
     "tiny": Size(categories=(2, 4), instances=(1, 5), test=(1, 5), queries=1, distractors=(1, 1), streets=3),
-    # A city of temples: whoever knows temples from churches has learned nothing yet about which temple it is, as with
-    # the colleges of Oxford.
+    # An old town of timbered houses: whoever knows them from churches has learned nothing yet about which house it is,
+    # as with the colleges of Oxford.
     "smoke": Size(
-        categories=(160, 1),
+        categories=(120, 1),
         instances=(10, 8),
         test=(40, 9),
         queries=2,
-        distractors=(200, 1),
+        distractors=(150, 1),
         streets=40,
-        city=("classical-temple",),
+        city=("timbered-house",),
     ),
 }
+
 
 # Pretraining pictures show one thing each, plainly, by day and filling the frame, as those of classification sets do;
 # nobody labels a landmark that cannot be recognised; the database holds whatever people photograph.

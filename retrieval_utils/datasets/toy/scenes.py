@@ -103,28 +103,28 @@ class View:
 
 def plan_view(building: Building, lots: Lots) -> View:
     """Choose camera, light, weather and things in the way by lot, and measure what they leave visible."""
-    kind = lots.pick(*["plain"] * 10, *["demanding"] * 3, *["poor"] * 5)
+    kind = lots.pick(*["plain"] * 10, *["demanding"] * 5, *["poor"] * 3)
     hour = lots.pick(*["day"] * 8, *["overcast"] * 4, *["golden"] * 2, "dusk", "night")
     weather = lots.pick(*["clear"] * 9, *["haze"] * 2, *["rain"] * 2, *["snow"] * 2)
-    haze = {"clear": 0.0, "haze": lots.between(0.2, 0.62)}.get(weather, lots.between(0.05, 0.3))
+    haze = {"clear": 0.0, "haze": lots.between(0.2, 0.5)}.get(weather, lots.between(0.05, 0.3))
     if kind == "plain":
         yaw, zoom, roll, spread = lots.about(0, 15), lots.between(0.84, 1.12), lots.about(0, 1.5), 0.05
     elif kind == "demanding":
         yaw, zoom, roll, spread = (
-            lots.pick(-1, 1) * lots.between(18, 58),
-            lots.between(0.4, 1.5),
+            lots.pick(-1, 1) * lots.between(18, 48),
+            lots.between(0.5, 1.4),
             lots.about(0, 4),
             0.16,
         )
     elif lots.chance(0.7):  # too close
-        yaw, zoom, roll, spread = lots.about(0, 30), lots.between(1.7, 3.4), lots.about(0, 5), 0.7
+        yaw, zoom, roll, spread = lots.about(0, 30), lots.between(1.5, 2.6), lots.about(0, 5), 0.7
     else:  # too far
-        yaw, zoom, roll, spread = lots.about(0, 30), lots.between(0.08, 0.3), lots.about(0, 5), 0.2
+        yaw, zoom, roll, spread = lots.about(0, 30), lots.between(0.12, 0.4), lots.about(0, 5), 0.2
     frame = lots.pick(*FRAMES)
     angles = [math.radians(float(np.clip(a, -most, most))) for a, most in ((yaw, 66), (roll, 10))]
     camera = _aim(building, frame, lots, *angles, zoom, spread)
     occluders = paint_occluders(
-        camera, frame, building.width, {"plain": 1.0, "demanding": 2.0, "poor": 2.6}[kind], lots
+        camera, frame, building.width, {"plain": 1.0, "demanding": 1.6, "poor": 2.6}[kind], lots
     )
     net = scaffold(building.facades[1].size, lots) if lots.chance(0.03 if kind == "plain" else 0.13) else None
     visible, size = _measure(building, camera, frame, occluders, net)
