@@ -46,12 +46,15 @@ def main() -> None:
         parser.error(f"there is no method or loss '{unknown[0]}'; there are {', '.join([*METHODS, *LOSSES])}")
     torch.set_num_threads(1)
     rows = pd.read_csv(RESULTS).to_dict("records") if RESULTS.is_file() else []
+    if any(row["epochs"] != options.epochs for row in rows):
+        parser.error(f"{RESULTS.name} holds rows of {rows[0]['epochs']} epochs; take as many, or move it away")
     for seed in options.seeds:
         for name in options.methods:
             if not any(row["name"] == name and row["seed"] == seed for row in rows):
                 kind = "method" if name in METHODS else "loss"
                 network, minutes = (pretrained if kind == "method" else finetuned)(name, seed, options.epochs)
-                rows.append({"name": name, "kind": kind, "seed": seed, **score(network), "minutes": minutes})
+                what = {"name": name, "kind": kind, "seed": seed, "epochs": options.epochs}
+                rows.append(what | score(network) | {"minutes": minutes})
                 print(rows[-1], flush=True)
                 pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.4f", lineterminator="\n")
     for _, group in pd.DataFrame(rows).groupby("kind", sort=False):
