@@ -54,3 +54,26 @@ def what_decides(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _span(differences: pd.Series) -> str:
     return f"{differences.mean():+.3f} ({differences.min():+.3f} to {differences.max():+.3f})"
+
+
+def beyond_the_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a method (or loss): mAP, its seed spread, and its lead over SimCLR (Smooth-AP) beside that spread.
+
+    frame: rows of one kind of results/methods-smoke.csv. Cells: mean (lowest–highest seed), then the difference of the
+    means to the reference; it is marked with * where it is larger than the seed spread, highest minus lowest, of both.
+    """
+    reference = "simclr" if "simclr" in set(frame["name"]) else "smooth-ap"
+    columns = [f"{setup}{suffix}" for setup in ("medium", "hard") for suffix in ("", "_whitened")]
+    rows = []
+    for name in frame["name"].unique():
+        own, other = frame[frame["name"] == name], frame[frame["name"] == reference]
+        row = {"name": name}
+        for column in columns:
+            mean, low, high = own[column].mean(), own[column].min(), own[column].max()
+            cell = f"{mean:.3f} ({low:.3f}–{high:.3f})"
+            if name != reference and len(other):
+                lead, spread = mean - other[column].mean(), max(high - low, other[column].max() - other[column].min())
+                cell += f" {lead:+.3f}{'*' * (len(own) > 1 and abs(lead) > spread)}"
+            row[column.replace("_", ", ")] = cell
+        rows.append(row | {"minutes": f"{own['minutes'].mean():.1f}"})
+    return pd.DataFrame(rows)

@@ -6,24 +6,26 @@ the same two augmented views an image, the same batches, steps, optimiser and sc
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
-import torch
-from lightly.loss import NTXentLoss
-from lightly.models.modules.heads import SimCLRProjectionHead
-from torch import nn
-from torch.nn import functional as F
 
+from retrieval_utils.contrastive_base import mean_rank_of_positive
+from retrieval_utils.contrastive_methods import METHODS
+from retrieval_utils.contrastive_views import TrainingCrops
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.networks import DescriptorNetwork
-from retrieval_utils.training import History, ShuffledBatches, TrainingImages, cosine_schedule, fit, training_loader
-from retrieval_utils.transforms import training_view
+from retrieval_utils.training import History, ShuffledBatches, fit, training_loader
+
+__all__ = ["METHODS", "PretrainingSettings", "mean_rank_of_positive", "pretrain"]
 
 
 @dataclass(frozen=True)
 class PretrainingSettings:
-    """method: "simclr" (Chen et al. 2020; labels unused) or "classifier" (cross-entropy over the categories)."""
+    """method: "simclr", "moco-v2", "byol", "swav", "barlow-twins", "dino" or "lejepa", which use no labels, or
+    "classifier" (cross-entropy over the categories).
+    """
 
     method: str = "simclr"
     epochs: int = 12
@@ -34,8 +36,10 @@ class PretrainingSettings:
     min_scale: float = 0.25  # smallest crop, fraction of the image's area
     jitter: float = 0.5  # colour jitter; 1 is SimCLR's on ImageNet
     grayscale: float = 0.1  # probability
-    temperature: float = 0.2  # of NT-Xent
-    projection_dim: int = 128  # 0: no projection head, the loss sees the pooled features
+    temperature: float = 0.2  # of NT-Xent: SimCLR and MoCo v2
+    projection_dim: int = 128  # of these two; 0: no projection head, the loss sees the pooled features
+    queue_size: int = 0  # of MoCo v2: keys, of which an image gives two; 0: half as many as there are images
+    momentum: float | None = None  # of the teacher (MoCo v2, BYOL, DINO) at first, then up to 1; None: 0.99 or less
     seed: int = 0
     device: str = "auto"
     precision: str = "32-true"
@@ -44,88 +48,44 @@ class PretrainingSettings:
 def pretrain(network: DescriptorNetwork, training_set: TrainingSet, settings: PretrainingSettings) -> History:
     """Trains `network` in place (its head is dropped afterwards); returns the loss and a score per epoch.
 
-    score: of the classifier, training accuracy; of SimCLR, `rank`, the mean rank of an image's other view among all
-    2B - 1 candidates of the batch (1 is perfect). `spread` is the mean standard deviation of a descriptor's entries
-    over the batch, times the root of D: near 1 for directions spread over the sphere, near 0 for a collapsed network.
-    Raises ValueError for an unknown method, or a batch larger than the set.
+    score: of the classifier, training accuracy; of the others, `rank`, the mean rank of an image's other view among all
+    2B - 1 candidates of the batch (1 is perfect), where the loss compares them. `spread` is the mean standard deviation
+    of a descriptor's entries over the batch, times the root of D: near 1 for directions spread over the sphere, near 0
+    for a collapsed network, of which a warning tells.
+    Raises ValueError for an unknown method, a batch or a queue larger than the set, and a momentum outside [0, 1].
     """
-    if settings.method not in ("simclr", "classifier"):
-        raise ValueError(f"There is no pretraining method '{settings.method}'; choose simclr or classifier.")
+    _check(settings, training_set)
+    pl.seed_everything(settings.seed, verbose=False)
+    method = METHODS[settings.method]
+    images = TrainingCrops(
+        training_set.images, training_set.labels, method.views(settings), settings.image_size * 3 // 2
+    )
+    batches = ShuffledBatches(len(images), settings.batch_size, settings.seed)
+    loader = training_loader(images, batches, settings.seed, settings.device)
+    module = method(network, settings, settings.epochs * len(loader), training_set)
+    history = fit(module, loader, settings.epochs, settings.method, settings.device, settings.precision)
+    if module.published is not network:
+        network.load_state_dict(module.published.state_dict())
+    network.cpu().eval()
+    return history
+
+
+def _check(settings: PretrainingSettings, training_set: TrainingSet) -> None:
+    if settings.method not in METHODS:
+        near = difflib.get_close_matches(settings.method, METHODS, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise ValueError(
+            f"There is no pretraining method '{settings.method}'{hint}; choose one of {', '.join(METHODS)}."
+        )
     if settings.batch_size > len(training_set.images):
         raise ValueError(
             f"A batch of {settings.batch_size} is larger than {training_set.name}, which has "
             f"{len(training_set.images)} images; take a smaller batch."
         )
-    pl.seed_everything(settings.seed, verbose=False)
-    view = training_view(settings.image_size, settings.min_scale, settings.jitter, settings.grayscale)
-    images = TrainingImages(training_set.images, training_set.labels, view, 2, settings.image_size * 3 // 2)
-    batches = ShuffledBatches(len(images), settings.batch_size, settings.seed)
-    loader = training_loader(images, batches, settings.seed, settings.device)
-    steps = settings.epochs * len(loader)
-    if settings.method == "simclr":
-        module = _SimCLR(network, settings, steps)
-    else:
-        module = _Classifier(network, settings, steps, len(training_set.label_names))
-    history = fit(module, loader, settings.epochs, settings.method, settings.device, settings.precision)
-    network.cpu().eval()
-    return history
-
-
-class _Pretraining(pl.LightningModule):
-    def __init__(self, network: DescriptorNetwork, settings: PretrainingSettings, steps: int, head: nn.Module):
-        super().__init__()
-        self.network, self.settings, self.steps, self.head = network, settings, steps, head
-
-    def forward_views(self, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both views through one pass, so that batch normalisation sees them together: (2B, D) and (2B, head)."""
-        views = batch[0]  # (B, 2, 3, S, S)
-        images = views.transpose(0, 1).flatten(0, 1)  # (2B, 3, S, S), first views first
-        pooled = self.network.pooled(images.contiguous(memory_format=torch.channels_last))  # (2B, D)
-        descriptors = F.normalize(pooled.detach().float(), dim=1)
-        self.log("spread", descriptors.std(0).norm(), on_epoch=True, on_step=False)
-        return pooled, self.head(pooled)
-
-    def configure_optimizers(self):
-        parameters = (p for p in self.parameters() if p.requires_grad)
-        optimizer = torch.optim.AdamW(
-            parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+    if not 0 <= settings.queue_size <= len(training_set.images):
+        raise ValueError(
+            f"A queue of {settings.queue_size} keys does not fit {training_set.name}: with more than its "
+            f"{len(training_set.images)} images, each would be its own negative; take 0, which is half as many keys."
         )
-        return {"optimizer": optimizer, "lr_scheduler": cosine_schedule(optimizer, self.steps)}
-
-
-class _SimCLR(_Pretraining):
-    def __init__(self, network: DescriptorNetwork, settings: PretrainingSettings, steps: int):
-        width = settings.projection_dim
-        head = SimCLRProjectionHead(network.channels, network.channels, width) if width else nn.Identity()
-        super().__init__(network, settings, steps, head)
-        self.criterion = NTXentLoss(settings.temperature)
-
-    def training_step(self, batch, _):
-        _, projected = self.forward_views(batch)  # (2B, P)
-        loss = self.criterion(*projected.chunk(2))
-        self.log("loss", loss, on_epoch=True, on_step=False)
-        self.log("rank", mean_rank_of_positive(projected.detach()), on_epoch=True, on_step=False)
-        return loss
-
-
-class _Classifier(_Pretraining):
-    def __init__(self, network: DescriptorNetwork, settings: PretrainingSettings, steps: int, classes: int):
-        super().__init__(network, settings, steps, nn.Linear(network.channels, classes))
-
-    def training_step(self, batch, _):
-        _, logits = self.forward_views(batch)  # (2B, classes)
-        labels = batch[1].repeat(2)  # (2B,)
-        loss = F.cross_entropy(logits, labels)
-        self.log("loss", loss, on_epoch=True, on_step=False)
-        self.log("accuracy", (logits.argmax(1) == labels).float().mean(), on_epoch=True, on_step=False)
-        return loss
-
-
-def mean_rank_of_positive(projected: torch.Tensor) -> torch.Tensor:
-    """Mean rank, 1 the best, of each view's partner among the other 2B - 1; projected (2B, P), partners B apart."""
-    projected = F.normalize(projected.float(), dim=1)
-    scores = projected @ projected.T  # (2B, 2B)
-    partner = torch.arange(len(scores), device=scores.device).roll(len(scores) // 2)
-    positive = scores.gather(1, partner[:, None])  # (2B, 1)
-    scores.fill_diagonal_(-torch.inf)
-    return 1 + (scores > positive).sum(1).float().mean()
+    if settings.momentum is not None and not 0 <= settings.momentum <= 1:
+        raise ValueError(f"The momentum of a teacher lies in [0, 1], got {settings.momentum}; 0.99 is usual.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,17 @@ from torch.utils.data import Sampler
 
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.extraction import extract_descriptors
-from retrieval_utils.losses import QuantizedAPLoss, SmoothAPLoss
+from retrieval_utils.losses import (
+    ContrastiveLoss,
+    FastAPLoss,
+    NTXentLoss,
+    QuantizedAPLoss,
+    RecallLoss,
+    RetrievalLoss,
+    SmoothAPLoss,
+    SupAPLoss,
+    TripletLoss,
+)
 from retrieval_utils.multistage import freeze_normalization, multistage_backward
 from retrieval_utils.networks import DescriptorNetwork
 from retrieval_utils.training import History, TrainingImages, cosine_schedule, fit, training_loader
@@ -22,7 +32,7 @@ from retrieval_utils.whitening import PCAWhitening
 
 @dataclass(frozen=True)
 class FinetuningSettings:
-    """loss: "smooth-ap" (Brown et al. 2020) or "quantized-ap" (Revaud et al. 2019)."""
+    """loss: "smooth-ap" (Brown et al. 2020), "quantized-ap" (Revaud et al. 2019), or another one in LOSSES."""
 
     loss: str = "smooth-ap"
     head_dim: int = 128  # outputs of the linear head, which starts as the PCA whitening of the training images; 0: none
@@ -46,6 +56,26 @@ class FinetuningSettings:
     precision: str = "32-true"
 
 
+# Temperature and bins are set for the two AP losses of the road; the others have the values of their papers.
+LOSSES: dict[str, Callable[[FinetuningSettings], RetrievalLoss]] = {
+    "smooth-ap": lambda settings: SmoothAPLoss(temperature=settings.temperature),
+    "quantized-ap": lambda settings: QuantizedAPLoss(bins=settings.bins),
+    "sup-ap": lambda _: SupAPLoss(),
+    "fast-ap": lambda _: FastAPLoss(),
+    "recall": lambda _: RecallLoss(),
+    "contrastive": lambda _: ContrastiveLoss(),
+    "triplet": lambda _: TripletLoss(),
+    "nt-xent": lambda _: NTXentLoss(),
+}
+
+
+def make_loss(settings: FinetuningSettings) -> RetrievalLoss:
+    """The loss that `settings` name; raises ValueError, with those there are, for an unknown one."""
+    if settings.loss not in LOSSES:
+        raise ValueError(f"There is no loss '{settings.loss}'; choose one of {', '.join(LOSSES)}.")
+    return LOSSES[settings.loss](settings)
+
+
 def finetune(network: DescriptorNetwork, training_set: TrainingSet, settings: FinetuningSettings) -> History:
     """Trains `network` in place and gives it a linear head; returns the loss per epoch.
 
@@ -53,12 +83,7 @@ def finetune(network: DescriptorNetwork, training_set: TrainingSet, settings: Fi
     push on; a head that starts as their PCA whitening removes it, and is then trained with everything else.
     Raises ValueError for an unknown loss, or a set with fewer instances than a batch needs.
     """
-    losses = {
-        "smooth-ap": lambda: SmoothAPLoss(temperature=settings.temperature),
-        "quantized-ap": lambda: QuantizedAPLoss(bins=settings.bins),
-    }
-    if settings.loss not in losses:
-        raise ValueError(f"There is no loss '{settings.loss}'; choose one of {', '.join(losses)}.")
+    criterion = make_loss(settings)
     pl.seed_everything(settings.seed, verbose=False)
     view = training_view(settings.image_size, settings.min_scale, settings.jitter, settings.grayscale)
     images = TrainingImages(training_set.images, training_set.labels, view, 1, settings.image_size * 3 // 2)
@@ -71,7 +96,7 @@ def finetune(network: DescriptorNetwork, training_set: TrainingSet, settings: Fi
         descriptors = extract_descriptors(network, training_set.images, image_size=size, device=settings.device)
         whitening = PCAWhitening.fit(descriptors, dim=settings.head_dim)
         network.cpu().add_head(whitening.projection, -whitening.projection @ whitening.mean)
-    module = _FineTuning(network, losses[settings.loss](), settings)
+    module = _FineTuning(network, criterion, settings)
     history = fit(module, loader, settings.epochs, settings.loss, settings.device, settings.precision)
     network.cpu().eval()
     return history

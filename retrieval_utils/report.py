@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from retrieval_utils.claims import verdicts, what_decides
+from retrieval_utils.claims import beyond_the_seeds, verdicts, what_decides
 from retrieval_utils.datasets.catalogue import TABLE as DATASETS
 from retrieval_utils.evaluation import SETUPS
 from retrieval_utils.plotting import CONTROLS, LADDER
@@ -20,6 +20,7 @@ from retrieval_utils.records import ProtocolCard, load_steps, write_json
 COLUMNS = ["step", "benchmark", "setup", "seed", "mean_ap", "ap_low", "ap_high", "minutes", "card"]
 WHITENED = "+whitening"
 ABLATION = "ablation/pretraining.csv"  # below results/
+METHODS = "methods-smoke.csv"
 LEGEND = (
     "Cells: mAP, mean over seeds (lowest–highest seed) [95 % bootstrap interval over queries, seeds averaged]."
     f" Minutes: training, of all that a step builds on. Controls, not rungs: {', '.join(CONTROLS)}."
@@ -180,6 +181,15 @@ def ablation_block(results: str | Path) -> str:
     return f"mAP plain / whitened, {seeds} seed{'s' * (seeds > 1)}.\n\n{markdown(what_decides(frame))}"
 
 
+def methods_block(results: str | Path) -> str:
+    """What stands in README.md between the markers of the comparison of methods and losses."""
+    frame = pd.read_csv(Path(results) / METHODS)
+    seeds = frame["seed"].nunique()
+    what = f"mAP, mean over {seeds} seed{'s' * (seeds > 1)} (lowest–highest), and the lead over SimCLR or Smooth-AP"
+    tables = [markdown(beyond_the_seeds(group)) for _, group in frame.groupby("kind", sort=False)]
+    return "\n\n".join([f"{what}, * where it is larger than the seed spread of both.", *tables])
+
+
 def cost_block(results: str | Path, stem: str) -> str:
     """What stands in notebook `stem` between the cost markers: measured, from records that trained everything."""
     rows = []
@@ -234,6 +244,8 @@ def update(project: str | Path = ".") -> list[str]:
         text = fill(text, f"results:{file.stem}", results_block(project / "results", file.stem))
     if (project / "results" / ABLATION).is_file():
         text = fill(text, "results:ablation", ablation_block(project / "results"))
+    if (project / "results" / METHODS).is_file():
+        text = fill(text, "results:methods", methods_block(project / "results"))
     if text != old:
         write_text(readme, text)
         changed.append(readme.name)
@@ -261,6 +273,8 @@ def disagreements(project: str | Path = ".") -> list[str]:
             found.append(f"README.md: the table of {file.stem} is not that of results/{file.name}; run make report.")
     if (results / ABLATION).is_file() and block(readme, "results:ablation") != ablation_block(results):
         found.append(f"README.md: the table of the ablation is not that of results/{ABLATION}; run make report.")
+    if (results / METHODS).is_file() and block(readme, "results:methods") != methods_block(results):
+        found.append(f"README.md: the table of methods is not that of results/{METHODS}; run make report.")
     for path in sorted((project / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         source = next(cell.source for cell in cells if cell.cell_type == "markdown")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
@@ -55,7 +56,10 @@ class TrainingImages(Dataset):
         with isolate_rng(include_cuda=False):
             for set_seed in (torch.manual_seed, np.random.seed, random.seed):
                 set_seed(seed)
-            return torch.stack([self.view(image) for _ in range(self.views)]), int(self.labels[index])
+            return self.draw(image), int(self.labels[index])
+
+    def draw(self, image: Image.Image) -> torch.Tensor:
+        return torch.stack([self.view(image) for _ in range(self.views)])  # (V, 3, S, S)
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -106,8 +110,9 @@ def training_loader(images: TrainingImages, batches: Sampler[list[int]], seed: i
         cores = len(os.sched_getaffinity(0))
         workers = min(8, cores - 1) if resolve_device(device).type == "cuda" else min(1, cores - 1)
         largest = max(len(batch) for batch in batches)
-        needed = (2 * workers + 2) * images[0, 0][0].nbytes * largest
-        if shutil.disk_usage("/dev/shm").free < needed:
+        views = images[0, 0][0]
+        size = sum(view.nbytes for view in views) * largest
+        if shutil.disk_usage("/dev/shm").free < (2 * workers + 2) * size:
             workers = 0
     batches = SeededBatches(batches, seed)
     return DataLoader(images, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0)

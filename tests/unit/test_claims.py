@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from retrieval_utils.claims import verdicts, what_decides
+from retrieval_utils.claims import beyond_the_seeds, verdicts, what_decides
 
 
 def scores(values: dict[str, list[float]]) -> pd.DataFrame:
@@ -47,3 +47,20 @@ def test_an_ablation_sets_both_methods_side_by_side():
     assert table.loc["base", "simclr leads by"] == "-0.100 / -0.100"
     assert table.loc["head", "classifier"] == "0.300 / 0.400" and table.loc["head", "simclr"] == "0.250 / 0.350"
     assert table.loc["long", "simclr leads by"] == "-0.200 / -0.200"
+
+
+def test_a_lead_is_marked_only_where_it_exceeds_the_seed_spread_of_both():
+    columns = ["medium", "medium_whitened", "hard", "hard_whitened"]
+    values = {"simclr": (0.10, 0.14), "byol": (0.20, 0.22), "dino": (0.10, 0.20)}
+    rows = [
+        {"name": name, "kind": "method", "seed": seed, "minutes": 0.5} | dict.fromkeys(columns, value)
+        for name, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+    table = beyond_the_seeds(pd.DataFrame(rows)).set_index("name")
+    assert list(table.columns) == ["medium", "medium, whitened", "hard", "hard, whitened", "minutes"]
+    assert table.loc["simclr", "hard"] == "0.120 (0.100–0.140)"
+    assert table.loc["byol", "hard"] == "0.210 (0.200–0.220) +0.090*"
+    assert table.loc["dino", "hard"] == "0.150 (0.100–0.200) +0.030"
+    single = pd.DataFrame(rows)[lambda frame: frame["seed"] == 0]
+    assert "*" not in beyond_the_seeds(single).to_string()

@@ -193,6 +193,23 @@ def test_a_run_that_reused_networks_does_not_count_as_cost(project):
     assert report.cost_block(project / "results", "07_new") == "Not measured yet."
 
 
+def test_methods_and_losses_have_a_table_each_in_the_readme(project):
+    report.write_results("smoke", project / "runs", project / "results")
+    readme = project / "README.md"
+    readme.write_text(readme.read_text() + "\n<!-- results:methods:begin -->\n<!-- results:methods:end -->\n")
+    report.update(project)
+    rows = [f"{name},{kind},{seed},0.1,0.2,0.3,0.4,0.5" for name, kind in (("simclr", "method"), ("smooth-ap", "loss"))
+            for seed in range(3)]  # fmt: skip
+    file = project / "results/methods-smoke.csv"
+    file.write_text("\n".join(["name,kind,seed,medium,medium_whitened,hard,hard_whitened,minutes", *rows, ""]))
+    (found,) = report.disagreements(project)
+    assert found == "README.md: the table of methods is not that of results/methods-smoke.csv; run make report."
+    assert report.update(project) == ["README.md"] and report.disagreements(project) == []
+    text = readme.read_text()
+    assert "mAP, mean over 3 seeds (lowest–highest)" in text
+    assert "| simclr | 0.100 (0.100–0.100) | 0.200 (0.200–0.200) |" in text and "| smooth-ap | 0.100" in text
+
+
 def test_nothing_recorded_is_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="No step of the profile 'smoke' is recorded.*--profile smoke"):
         report.collect("smoke", tmp_path)
