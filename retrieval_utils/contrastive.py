@@ -7,6 +7,7 @@ the same two augmented views an image, the same batches, steps, optimiser and sc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.networks import DescriptorNetwork
+from retrieval_utils.resume import SavedTraining
 from retrieval_utils.training import History, TrainingImages, cosine_schedule, fit
 from retrieval_utils.transforms import training_view
 
@@ -42,13 +44,19 @@ class PretrainingSettings:
     precision: str = "32-true"
 
 
-def pretrain(network: DescriptorNetwork, training_set: TrainingSet, settings: PretrainingSettings) -> History:
+def pretrain(
+    network: DescriptorNetwork,
+    training_set: TrainingSet,
+    settings: PretrainingSettings,
+    checkpoint: str | Path | None = None,
+) -> History:
     """Trains `network` in place (its head is dropped afterwards); returns the loss and a score per epoch.
 
     score: of the classifier, training accuracy; of SimCLR, `rank`, the mean rank of an image's other view among all
     2B - 1 candidates of the batch (1 is perfect). `spread` is the mean standard deviation of a descriptor's entries
     over the batch, times the root of D: near 1 for directions spread over the sphere, near 0 for a collapsed network.
-    Raises ValueError for an unknown method, or a batch larger than the set.
+    checkpoint: a file that is written after every epoch, and gone on from if it is there; remove it when the network is
+    saved. Raises ValueError for an unknown method, a batch larger than the set, or a checkpoint of another training.
     """
     if settings.method not in ("simclr", "classifier"):
         raise ValueError(f"There is no pretraining method '{settings.method}'; choose simclr or classifier.")
@@ -57,6 +65,7 @@ def pretrain(network: DescriptorNetwork, training_set: TrainingSet, settings: Pr
             f"A batch of {settings.batch_size} is larger than {training_set.name}, which has "
             f"{len(training_set.images)} images; take a smaller batch."
         )
+    saved = SavedTraining.of(checkpoint, network, training_set, settings)
     pl.seed_everything(settings.seed, verbose=False)
     view = training_view(settings.image_size, settings.min_scale, settings.jitter, settings.grayscale)
     images = TrainingImages(training_set.images, training_set.labels, view, 2, settings.image_size * 3 // 2)
@@ -66,7 +75,7 @@ def pretrain(network: DescriptorNetwork, training_set: TrainingSet, settings: Pr
         module = _SimCLR(network, settings, steps)
     else:
         module = _Classifier(network, settings, steps, len(training_set.label_names))
-    history = fit(module, loader, settings.epochs, settings.method, settings.device, settings.precision)
+    history = fit(module, loader, settings.epochs, settings.method, settings.device, settings.precision, saved=saved)
     network.cpu().eval()
     return history
 
