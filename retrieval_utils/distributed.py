@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 
-
 class PlannedBatches(Sampler[list[int]]):
     """Another sampler's batches, of which rank r of `world` gets the r-th part, and a note of which were drawn.
 

@@ -80,7 +80,7 @@ def finetune(
     watchers = []
     if settings.validation_fraction:
         training_set, validation = hold_out(training_set, settings.validation_fraction, settings.seed)
-        watchers = [BestWeights(network, validation, size, settings.device, settings.patience)]
+        watchers = [BestWeights(network, validation, size, settings.patience)]
     view = training_view(settings.image_size, settings.min_scale, settings.jitter, settings.grayscale)
     images = TrainingImages(training_set.images, training_set.labels, view, 1, size)
     sampler = BalancedBatches(

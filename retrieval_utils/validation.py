@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.evaluation import GroundTruth, evaluate
@@ -54,10 +53,10 @@ def mean_ap(network: DescriptorNetwork, images: TrainingSet, image_size: int, de
 class BestWeights(pl.Callback):
     """Scores the network after every epoch, logs `validation_map`, stops when it no longer rises, keeps the best."""
 
-    def __init__(self, network: DescriptorNetwork, images: TrainingSet, image_size: int, device: str, patience: int):
+    def __init__(self, network: DescriptorNetwork, images: TrainingSet, image_size: int, patience: int):
         if patience < 1:
             raise ValueError(f"A patience of {patience} epochs would stop before the first; take at least 1.")
-        self.network, self.images, self.image_size, self.device = network, images, image_size, device
+        self.network, self.images, self.image_size = network, images, image_size
         self.patience, self.best, self.waited, self.weights = patience, -1.0, 0, {}
 
     def state_dict(self) -> dict:
@@ -70,7 +69,7 @@ class BestWeights(pl.Callback):
         trainer.should_stop = self.waited >= self.patience  # a training that was killed after it had decided to stop
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        score = mean_ap(self.network, self.images, self.image_size, self.device)
+        score = mean_ap(self.network, self.images, self.image_size, str(module.device))
         module.log("validation_map", score)
         self.waited += 1
         if score > self.best:
@@ -80,5 +79,4 @@ class BestWeights(pl.Callback):
 
     def restore(self) -> None:
         """Puts the weights of the best epoch into the network."""
-        with torch.no_grad():
-            self.network.load_state_dict(self.weights)
+        self.network.load_state_dict(self.weights)
