@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytorch_lightning as pl
 
@@ -16,6 +17,7 @@ from retrieval_utils.contrastive_methods import METHODS
 from retrieval_utils.contrastive_views import TrainingCrops
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.networks import DescriptorNetwork
+from retrieval_utils.resume import SavedTraining
 from retrieval_utils.training import History, ShuffledBatches, fit, training_loader
 
 __all__ = ["METHODS", "PretrainingSettings", "mean_rank_of_positive", "pretrain"]
@@ -45,16 +47,24 @@ class PretrainingSettings:
     precision: str = "32-true"
 
 
-def pretrain(network: DescriptorNetwork, training_set: TrainingSet, settings: PretrainingSettings) -> History:
+def pretrain(
+    network: DescriptorNetwork,
+    training_set: TrainingSet,
+    settings: PretrainingSettings,
+    checkpoint: str | Path | None = None,
+) -> History:
     """Trains `network` in place (its head is dropped afterwards); returns the loss and a score per epoch.
 
     score: of the classifier, training accuracy; of the others, `rank`, the mean rank of an image's other view among all
     2B - 1 candidates of the batch (1 is perfect), where the loss compares them. `spread` is the mean standard deviation
     of a descriptor's entries over the batch, times the root of D: near 1 for directions spread over the sphere, near 0
     for a collapsed network, of which a warning tells.
-    Raises ValueError for an unknown method, a batch or a queue larger than the set, and a momentum outside [0, 1].
+    checkpoint: a file that is written after every epoch, and gone on from if it is there; remove it when the network is
+    saved. Raises ValueError for an unknown method, a batch or a queue larger than the set, a momentum outside [0, 1],
+    or a checkpoint of another training.
     """
     _check(settings, training_set)
+    saved = SavedTraining.of(checkpoint, network, training_set, settings)
     pl.seed_everything(settings.seed, verbose=False)
     method = METHODS[settings.method]
     images = TrainingCrops(
@@ -63,7 +73,7 @@ def pretrain(network: DescriptorNetwork, training_set: TrainingSet, settings: Pr
     batches = ShuffledBatches(len(images), settings.batch_size, settings.seed)
     loader = training_loader(images, batches, settings.seed, settings.device)
     module = method(network, settings, settings.epochs * len(loader), training_set)
-    history = fit(module, loader, settings.epochs, settings.method, settings.device, settings.precision)
+    history = fit(module, loader, settings.epochs, settings.method, settings.device, settings.precision, saved=saved)
     if module.published is not network:
         network.load_state_dict(module.published.state_dict())
     network.cpu().eval()

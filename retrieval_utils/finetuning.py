@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ import torch
 from torch.utils.data import Sampler
 
 from retrieval_utils.datasets.base import TrainingSet
+from retrieval_utils.distributed import global_loss
 from retrieval_utils.extraction import extract_descriptors
 from retrieval_utils.losses import (
     ContrastiveLoss,
@@ -25,8 +27,10 @@ from retrieval_utils.losses import (
 )
 from retrieval_utils.multistage import freeze_normalization, multistage_backward
 from retrieval_utils.networks import DescriptorNetwork
+from retrieval_utils.resume import SavedTraining
 from retrieval_utils.training import History, TrainingImages, cosine_schedule, fit, training_loader
 from retrieval_utils.transforms import training_view
+from retrieval_utils.validation import BestWeights, hold_out
 from retrieval_utils.whitening import PCAWhitening
 
 
@@ -51,8 +55,12 @@ class FinetuningSettings:
     chunk: int = (
         0  # images in memory at a time, by multi-stage back-propagation with frozen normalisation; 0: the batch
     )
+    validation_fraction: float = 0.0  # of the instances, held out to stop early and keep the best epoch; 0: all trained
+    patience: int = 3  # epochs without a better mAP on them
     seed: int = 0
     device: str = "auto"
+    devices: int = 1  # processes on a node that share every batch, started by torchrun or srun
+    nodes: int = 1
     precision: str = "32-true"
 
 
@@ -76,29 +84,49 @@ def make_loss(settings: FinetuningSettings) -> RetrievalLoss:
     return LOSSES[settings.loss](settings)
 
 
-def finetune(network: DescriptorNetwork, training_set: TrainingSet, settings: FinetuningSettings) -> History:
+def finetune(
+    network: DescriptorNetwork,
+    training_set: TrainingSet,
+    settings: FinetuningSettings,
+    checkpoint: str | Path | None = None,
+) -> History:
     """Trains `network` in place and gives it a linear head; returns the loss per epoch.
 
     Descriptors off the shelf share one large mean direction, all their cosines are near 1, and the loss has little to
     push on; a head that starts as their PCA whitening removes it, and is then trained with everything else.
-    Raises ValueError for an unknown loss, or a set with fewer instances than a batch needs.
+    checkpoint: a file that is written after every epoch, and gone on from if it is there; remove it when the network is
+    saved. Raises ValueError for an unknown loss, a set with fewer instances than a batch needs, or a checkpoint of
+    another training.
     """
     criterion = make_loss(settings)
+    saved = SavedTraining.of(checkpoint, network, training_set, settings)
     pl.seed_everything(settings.seed, verbose=False)
+    size = settings.image_size * 3 // 2
+    watchers = []
+    if settings.validation_fraction:
+        training_set, validation = hold_out(training_set, settings.validation_fraction, settings.seed)
+        watchers = [BestWeights(network, validation, size, settings.patience)]
     view = training_view(settings.image_size, settings.min_scale, settings.jitter, settings.grayscale)
-    images = TrainingImages(training_set.images, training_set.labels, view, 1, settings.image_size * 3 // 2)
+    images = TrainingImages(training_set.images, training_set.labels, view, 1, size)
     sampler = BalancedBatches(
         training_set.labels, settings.instances, settings.images_per_instance, settings.batches, settings.seed
     )
     loader = training_loader(images, sampler, settings.seed, settings.device)
     if settings.head_dim:
-        size = settings.image_size * 3 // 2
         descriptors = extract_descriptors(network, training_set.images, image_size=size, device=settings.device)
         whitening = PCAWhitening.fit(descriptors, dim=settings.head_dim)
         network.cpu().add_head(whitening.projection, -whitening.projection @ whitening.mean)
     module = _FineTuning(network, criterion, settings)
-    history = fit(module, loader, settings.epochs, settings.loss, settings.device, settings.precision)
+    history = fit(
+        *(module, loader, settings.epochs, settings.loss, settings.device, settings.precision),
+        saved=saved,
+        devices=settings.devices,
+        nodes=settings.nodes,
+        callbacks=watchers,
+    )
     network.cpu().eval()
+    for best in watchers:
+        best.restore()
     return history
 
 
@@ -147,7 +175,7 @@ class _FineTuning(pl.LightningModule):
         if self.settings.chunk:
             loss = self.multistage_step(images, labels)
         else:
-            loss = self.criterion(self.network(images).float(), labels)
+            loss = global_loss(self, self.criterion)(self.network(images).float(), labels)
         self.log("loss", loss, on_epoch=True, on_step=False)
         return loss
 
@@ -155,9 +183,8 @@ class _FineTuning(pl.LightningModule):
         freeze_normalization(self.network)
         optimizer = self.optimizers()
         optimizer.zero_grad()
-        loss = multistage_backward(
-            self.network, images, labels, self.criterion, self.settings.chunk, self.manual_backward
-        )
+        criterion = global_loss(self, self.criterion)
+        loss = multistage_backward(self.network, images, labels, criterion, self.settings.chunk, self.manual_backward)
         optimizer.step()
         self.lr_schedulers().step()
         return loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from retrieval_utils.profiles import Profile, get_profile
 from retrieval_utils.protocol import ProtocolCard, state_sha256
 from retrieval_utils.ranking import cosine_scores
 from retrieval_utils.result_files import report_record, write_json
+from retrieval_utils.resume import code_sha256, seconds_spent
 from retrieval_utils.scoring import protocol_card
 from retrieval_utils.training import History
 from retrieval_utils.whitening import PCAWhitening
@@ -86,7 +87,7 @@ class Run:
         self,
         name: str,
         network: DescriptorNetwork,
-        procedure: Callable[[DescriptorNetwork, TrainingSet, object], History],
+        procedure: Callable[..., History],
         training_set: TrainingSet,
         settings: object,
         start: Trained | None = None,
@@ -95,6 +96,8 @@ class Run:
 
         Conditions are the settings, the data, the weights it starts from and the code of the package; when one of them
         changed, it trains again. start: the training `network` comes from, whose minutes are added.
+        A procedure that takes `checkpoint` keeps one beside the network until that is saved, and goes on from it when
+        the run was killed; raises ValueError for one that belongs to other conditions.
         """
         weights, record = self.folder / "networks" / f"{name}.safetensors", self.folder / "networks" / f"{name}.json"
         conditions = {
@@ -110,11 +113,15 @@ class Run:
             if known["conditions"] == conditions:
                 load_weights(network, weights).eval()
                 return Trained(network, known["history"], before + known["minutes"], reused=True)
-        began = time.perf_counter()
-        history = procedure(network, training_set, settings)
+        checkpoint, keeps = weights.with_suffix(".checkpoint"), {}
+        if "checkpoint" in inspect.signature(procedure).parameters:
+            keeps = {"checkpoint": checkpoint}
+        began = time.perf_counter() - seconds_spent(checkpoint)
+        history = procedure(network, training_set, settings, **keeps)
         minutes = (time.perf_counter() - began) / 60
         save_network(network, weights)
         write_json(record, {"conditions": conditions, "minutes": minutes, "history": history})
+        checkpoint.unlink(missing_ok=True)
         return Trained(network, history, before + minutes)
 
     def score(self, step: str, network: DescriptorNetwork, minutes: float = 0.0) -> Scored:
@@ -155,18 +162,3 @@ def load_steps(folder: str | Path) -> dict[str, dict]:
     """The records of a run's folder by step, in the order they were written."""
     files = sorted(Path(folder, "steps").glob("*.json"), key=lambda file: file.stat().st_mtime)
     return {record["step"]: record for record in (json.loads(file.read_text()) for file in files)}
-
-
-TRAINING_CODE = ("pooling", "losses", "transforms", "networks", "training", "contrastive*", "multistage", "finetuning")
-
-
-@cache
-def code_sha256() -> str:
-    """Hex sha256 over the modules a trained network depends on: after an edit there, nothing old is reused."""
-    digest = hashlib.sha256()
-    for module in TRAINING_CODE:
-        for file in sorted(Path(__file__).parent.glob(f"{module}.py")) or sorted(
-            Path(__file__).parent.glob(f"{module}/*.py")
-        ):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -16,11 +16,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from retrieval_utils.distributed import check_processes, planned
+from retrieval_utils.losses.base import NotFiniteError
 from retrieval_utils.networks import resolve_device
+from retrieval_utils.resume import SavedTraining, SaveEveryEpoch, WholeFile
 from retrieval_utils.transforms import load_image
 
 History = dict[str, list[float]]
@@ -123,12 +127,16 @@ class EpochHistory(pl.Callback):
 
     def __init__(self, name: str):
         self.name, self.history, self.handle = name, {}, None
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        trainer.train_dataloader.batch_sampler.set_epoch(trainer.current_epoch)  # Lightning does so for samplers only
+        self.started, self.spent = time.perf_counter(), 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.started = time.perf_counter()
+        self.started = time.perf_counter() - self.spent
+
+    def state_dict(self) -> dict:
+        return {"history": self.history, "seconds": time.perf_counter() - self.started}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.history, self.spent = state["history"], state["seconds"]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         for key, value in trainer.callback_metrics.items():
@@ -158,14 +166,64 @@ class EpochHistory(pl.Callback):
             sys.stderr.write(f"\r\x1b[K{line}")
 
 
-def fit(module: pl.LightningModule, loader: DataLoader, epochs: int, name: str, device: str, precision: str) -> History:
-    """Trains `module` and returns its history, one value an epoch for everything it logged."""
+class BatchWatch(pl.Callback):
+    """Tells the loader's batches which epoch it is, and a loss that is no number from which file it may come."""
+
+    def __init__(self, name: str, loader: DataLoader):
+        self.name, self.batches, self.paths = name, loader.batch_sampler, getattr(loader.dataset, "paths", None)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
+        self.batches.set_epoch(checkpoint["epoch"] + 1)  # workers draw before the epoch starts
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.batches.set_epoch(trainer.current_epoch)  # Lightning does so for samplers, not for batch samplers
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index: int) -> None:
+        if outputs is not None and not outputs["loss"].isfinite():
+            images = batch[0] if isinstance(batch[0], torch.Tensor) else batch[0][0]
+            broken = (~images.flatten(1).isfinite().all(1)).nonzero()  # rows of images (B, ...)
+            if len(broken):
+                first = self.batches.rank * len(images)
+                raise ValueError(self.file(batch_index, first + int(broken[0])) + " is nan; replace the file.")
+            raise ValueError(f"{self.name}: the loss is no longer finite; lower the learning rate.")
+
+    def file(self, batch_index: int, row: int) -> str:
+        """Words for the image in this row of the batch of all processes."""
+        index, _ = self.batches.drawn[batch_index][row]
+        return f"{self.name}: the image '{self.paths[index]}'" if self.paths else f"{self.name}: the image {index}"
+
+
+def fit(
+    module: pl.LightningModule,
+    loader: DataLoader,
+    epochs: int,
+    name: str,
+    device: str,
+    precision: str,
+    *,
+    saved: SavedTraining | None = None,
+    devices: int = 1,
+    nodes: int = 1,
+    callbacks: Sequence[pl.Callback] = (),
+) -> History:
+    """Trains `module` and returns its history, one value an epoch for everything it logged.
+
+    saved: where a checkpoint is written after every epoch; if there is one, the training goes on from it, and ends bit
+    for bit (one CPU thread) where it would have ended. It stays until the caller, who has kept the result, removes it.
+    devices, nodes: processes, a card or a CPU each, that share every batch of `loader`; torchrun or srun starts them.
+    Raises ValueError for a checkpoint of another training, for a loss that is no number (the file is named), for a
+    batch that does not fit into memory, and where there are not as many processes as devices.
+    """
     resolve_device(device)  # one clear sentence for a card that is not there
+    resumed = saved is not None and saved.check()
     for quiet in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(quiet).setLevel(logging.ERROR)
     record = EpochHistory(name)
     module.train()  # Lightning keeps the mode it finds, and networks are loaded in evaluation mode
     accelerator, _, index = device.partition(":")
+    on_card = resolve_device(device).type == "cuda"
+    check_processes(devices, nodes, module, on_card)
+    several = devices * nodes > 1
     with warnings.catch_warnings():
         # Lightning recommends more workers: `training_loader` knows better.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -174,21 +232,49 @@ def fit(module: pl.LightningModule, loader: DataLoader, epochs: int, name: str, 
         trainer = pl.Trainer(
             max_epochs=epochs,
             accelerator="gpu" if accelerator == "cuda" else accelerator,
-            devices=[int(index)] if index else 1,
+            devices=[int(index)] if index and not several else devices,
+            num_nodes=nodes,
+            strategy="ddp" if several else "auto",
+            sync_batchnorm=several and on_card,
+            use_distributed_sampler=False,  # `planned` shares the batches
             precision=precision,
-            callbacks=[record],
+            # Lightning's own requeueing under SLURM would load its checkpoint into whatever is trained first.
+            plugins=[WholeFile()] + ([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        loader = planned(loader, trainer.global_rank, trainer.world_size)
+        if several:
+            pl.seed_everything((torch.initial_seed() + trainer.global_rank) % 2**32, verbose=False)
+        watch = BatchWatch(name, loader)
+        trainer.callbacks += [watch, *callbacks, record, *([SaveEveryEpoch(saved)] if saved else [])]
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(max(1, threads - loader.num_workers))  # a core that augments cannot train as well
-            trainer.fit(module, loader)
+            trainer.fit(module, loader, ckpt_path=saved.path if resumed else None, weights_only=True)
+        except NotFiniteError as error:
+            message = f"{watch.file(trainer.fit_loop.batch_idx, error.row)} gives a descriptor that is nan or infinite"
+            raise ValueError(f"{message}; lower the learning rate, or look at the file.") from None
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            raise ValueError(_too_large(name, loader, getattr(module, "settings", None), device)) from None
         finally:
             torch.set_num_threads(threads)
     return record.history
+
+
+def _too_large(name: str, loader: DataLoader, settings: object, device: str) -> str:
+    batches = loader.batch_sampler
+    size = len(batches.drawn[-1]) // batches.world if batches.drawn else 1
+    chunk = getattr(settings, "chunk", None)
+    if chunk is None:
+        way_out = f"try batch_size={max(1, size * batches.world // 2)}, or smaller images"
+    else:
+        way_out = f"try chunk={max(1, (chunk or size) // 2)}, which gives the loss of the same batch"
+    return f"{name}: a batch of {size} images is larger than the memory of the device '{device}'; {way_out}."
 
 
 def cosine_schedule(

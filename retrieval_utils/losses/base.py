@@ -9,6 +9,14 @@ from torch import Tensor, nn
 NORM_TOLERANCE = 1e-2
 
 
+class NotFiniteError(ValueError):
+    """A descriptor with nan or infinite values; `row` is its place in the batch."""
+
+    def __init__(self, row: int):
+        super().__init__(f"Descriptor {row} holds nan or infinite values: look at the learning rate and its image.")
+        self.row = row
+
+
 class RetrievalLoss(nn.Module):
     """Base: checks the input, leaves out queries without a positive, and averages the loss over the other queries."""
 
@@ -71,8 +79,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 def _check_unit_norm(descriptors: Tensor) -> None:
     norms = descriptors.norm(dim=1)  # (B,)
     if not torch.isfinite(norms).all():
-        row = int((~torch.isfinite(norms)).nonzero()[0])
-        raise ValueError(f"Descriptor {row} holds nan or infinite values: look at the learning rate and its image.")
+        raise NotFiniteError(int((~torch.isfinite(norms)).nonzero()[0]))
     off = (norms - 1).abs()  # (B,)
     if off.numel() and off.max() > NORM_TOLERANCE:
         row = int(off.argmax())
