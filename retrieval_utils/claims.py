@@ -73,7 +73,7 @@ def beyond_the_seeds(frame: pd.DataFrame) -> pd.DataFrame:
             cell = f"{mean:.3f} ({low:.3f}–{high:.3f})"
             if name != reference and len(other):
                 lead, spread = mean - other[column].mean(), max(high - low, other[column].max() - other[column].min())
-                cell += f" {lead:+.3f}{'*' * (len(own) > 1 and abs(lead) > spread)}"
+                cell += f" {lead:+.3f}{'*' * bool(len(own) > 1 and abs(lead) > spread)}"
             row[column.replace("_", ", ")] = cell
         rows.append(row | {"minutes": f"{own['minutes'].mean():.1f}"})
     return pd.DataFrame(rows)
