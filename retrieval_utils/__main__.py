@@ -195,7 +195,7 @@ def scale_list(text: str) -> tuple[float, ...]:
 def search(
     images: Annotated[Path, typer.Option(help="Folder of photos; those in its subfolders count too.")],
     query: Annotated[Path, typer.Option(help="The photo to search with.")],
-    box: Annotated[str, typer.Option(help="Only this part of it: x1,y1,x2,y2 in pixels of the stored photo.")] = "",
+    box: Annotated[str, typer.Option(help="Only this part of it: x1,y1,x2,y2 in pixels of the upright photo.")] = "",
     network: Annotated[str, typer.Option(help="resnet18-thin, resnet18, resnet34, resnet50, ...")] = "resnet50",
     weights: Annotated[str, typer.Option(help="imagenet, none (random), or the path of a checkpoint.")] = "imagenet",
     k: Annotated[int, typer.Option("--k", help="How many photos to show.")] = 20,
