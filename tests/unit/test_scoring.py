@@ -358,11 +358,11 @@ def test_every_option_that_a_number_depends_on_is_named_by_compare(tmp_path, wor
 
 
 def test_with_a_cache_nothing_is_described_twice_and_the_number_stays(tmp_path, monkeypatch):
-    words = [*SMALL, "--cache", tmp_path / "cache", "--device", "cpu", "--scales", "1,0.5", "--output"]
-    plain = invoke(*words[:7], *words[9:], tmp_path / "plain.json")
-    first = invoke(*words, tmp_path / "first.json")
+    words = [*SMALL, "--device", "cpu", "--scales", "1,0.5", "--output"]
+    plain = invoke(*words, tmp_path / "plain.json")
+    first = invoke(*words, tmp_path / "first.json", "--cache", tmp_path / "cache")
     monkeypatch.setattr(DescriptorNetwork, "forward", None)
-    again = invoke(*words, tmp_path / "again.json")
+    again = invoke(*words, tmp_path / "again.json", "--cache", tmp_path / "cache")
     assert [result.exit_code for result in (plain, first, again)] == [0, 0, 0], again.output
     texts = [(tmp_path / f"{name}.json").read_text() for name in ("first", "again")]
     assert texts[0] == texts[1]
