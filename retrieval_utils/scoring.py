@@ -12,6 +12,7 @@ import torch
 
 from retrieval_utils import transforms
 from retrieval_utils.datasets import Benchmark, TrainingSet, load_benchmark, load_training_set
+from retrieval_utils.datasets.archives import disk_trouble
 from retrieval_utils.datasets.sfm import PairSet
 from retrieval_utils.evaluation import Report, evaluate
 from retrieval_utils.extraction import extract_descriptors
@@ -74,7 +75,8 @@ def run_evaluation(
         fitted, fitted_on = fit_whitening(net, name, whitening, whitening_dim, root, **describe)
     report = score_benchmark(bench, net, whitening=fitted, fitted_on=fitted_on, neighbours=neighbours, **describe)
     if output is not None:
-        write_json(output, report_record(report))
+        with disk_trouble(output, leftovers=(output.with_name(f"{output.name}.part"),)):
+            write_json(output, report_record(report))
     return report
 
 

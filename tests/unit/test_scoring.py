@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 from dataclasses import replace
@@ -449,6 +450,29 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_1(monkeypatch, tmp_path,
     result = invoke(*words)
     (line,) = result.stderr.strip().splitlines()
     assert result.exit_code == 1 and sentence in line and result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corrupt_photo_in_the_middle_is_one_line_and_no_number(cards_benchmark, monkeypatch, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8 nothing more")
+    images = (*cards_benchmark.images[:20], broken, *cards_benchmark.images[21:])
+    monkeypatch.setattr(scoring, "load_benchmark", lambda name, root: replace(cards_benchmark, images=images))
+    result = invoke(*SMALL, "--output", tmp_path / "result.json")
+    (line,) = result.stderr.strip().splitlines()
+    assert result.exit_code == 1 and f"The image '{broken}' cannot be read" in line and result.stdout == ""
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_result(monkeypatch, tmp_path):
+    def full(path, value):
+        path.with_name(f"{path.name}.part").write_text("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scoring, "write_json", full)
+    result = invoke(*SMALL, "--output", tmp_path / "result.json")
+    (line,) = result.stderr.strip().splitlines()
+    assert result.exit_code == 1 and line.startswith(f"The disk is full, '{tmp_path / 'result.json'}' was not made")
     assert list(tmp_path.iterdir()) == []
 
 
