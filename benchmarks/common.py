@@ -63,9 +63,10 @@ def record(benchmark: str, ours: float, theirs: float, unit: str) -> None:
 
 
 def machine() -> str:
-    """Cores, processor and versions; no name of a host."""
+    """Cores, processor, card if there is one, and versions; no name of a host."""
+    card = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     versions = f"Python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}"
-    return f"{os.cpu_count()} cores, {_processor()}, {versions}"
+    return f"{os.cpu_count()} cores, {_processor()}, {card}{versions}"
 
 
 def _processor() -> str:

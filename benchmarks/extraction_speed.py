@@ -10,16 +10,14 @@ appends it to results/bench.csv. Other work on the machine changes the ratio: ru
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import record
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -29,8 +27,6 @@ from retrieval_utils.networks import load_network
 from retrieval_utils.pooling import l2_normalize
 from retrieval_utils.transforms import load_image, to_tensor
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "bench.csv"
-COLUMNS = ("benchmark", "ours", "theirs", "ratio", "unit", "machine", "date")
 SCALES = (1.0, 2**-0.5, 0.5)
 SIDES = ((1024, 768), (768, 1024), (1024, 683), (683, 1024), (1024, 576))
 CASES = {  # network, pixels of the longer side, images
@@ -98,27 +94,6 @@ def compare(name: str, image_size: int, paths: list[Path], rounds: int) -> tuple
     return best["ours"], best["theirs"], cosine
 
 
-def machine() -> str:
-    """Cores, processor and versions, and the card if there is one."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    cpu = names[0] if names else platform.processor() or platform.machine()
-    return f"{os.cpu_count()} cores, {cpu}{card}, Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def append(row: dict[str, str]) -> None:
-    """Adds a row to results/bench.csv, which is made if it is not there."""
-    new = not RESULTS.is_file()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}")
@@ -133,12 +108,10 @@ def main() -> None:
             name, size, count = CASES[case]
             ours, theirs, cosine = compare(name, size, photos[:count], options.rounds)
             title = f"extraction: {name}, {size} px, 3 scales, {count} images"
-            times = f"{ours:.3f} against {theirs:.3f} s/image, {theirs / ours:.2f} times faster"
-            print(f"{title}: {times}, smallest cosine {cosine:.6f}", flush=True)
+            print(f"{title}: smallest cosine {cosine:.6f}", flush=True)
             if cosine < (0.999 if torch.cuda.is_available() else 0.9999):
                 raise SystemExit(f"The descriptors differ: the smallest cosine is {cosine:.6f}.")
-            values = (title, f"{ours:.4f}", f"{theirs:.4f}", f"{theirs / ours:.2f}", "s/image", machine())
-            append(dict(zip(COLUMNS, (*values, datetime.now(UTC).date().isoformat()), strict=True)))
+            record(title, ours, theirs, "s/image")
 
 
 if __name__ == "__main__":

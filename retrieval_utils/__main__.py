@@ -152,10 +152,21 @@ def evaluate(
     pooling: Annotated[str, typer.Option(help="How a feature map becomes a descriptor, such as gem.")] = "gem",
     image_size: Annotated[int, typer.Option(help="Pixels of the longer side.")] = 1024,
     scales: Annotated[str, typer.Option(help="Sizes to average over, as in 1,0.7071,0.5.")] = "1",
-    whitening: Annotated[int | None, typer.Option(help="Dimensions kept by a PCA whitening; default: none.")] = None,
+    whitening: Annotated[str, typer.Option(help="none, pca, or learned (from pairs of one instance).")] = "none",
+    whitening_dim: Annotated[int | None, typer.Option(help="Dimensions that it keeps; default: all.")] = None,
     whiten_on: Annotated[
         str, typer.Option(help="Training set it is fitted on; default: the benchmark's own, else retrieval-sfm-120k.")
     ] = "",
+    query_expansion: Annotated[str, typer.Option(help="none, average or alpha.")] = "none",
+    database_augmentation: Annotated[
+        str, typer.Option(help="The same for the images: none, average or alpha.")
+    ] = "none",
+    neighbours: Annotated[int | None, typer.Option(help="How many they take; default: 10.")] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Compare the best 400 again, as SuperGlobal does.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep every descriptor in this folder, so that a killed run goes on.")
+    ] = None,
     data_root: DataRoot = "",
     output: Annotated[Path | None, typer.Option(help="Write the result, query by query, to this JSON file.")] = None,
     compare: Annotated[
@@ -172,14 +183,27 @@ def evaluate(
         if not benchmark or not network:
             raise ValueError("Name a --benchmark and a --network, or two result files to --compare.")
         sizes = scale_list(scales)
+        from retrieval_utils.neighbours import Neighbours
         from retrieval_utils.scoring import run_evaluation
 
-        show = sys.stderr.isatty()
-        root, chosen = (
+        report = run_evaluation(
+            benchmark,
+            network,
+            weights,
+            pooling,
+            image_size,
+            sizes,
+            whitening,
+            whitening_dim,
+            whiten_on,
+            Neighbours(query_expansion, database_augmentation, neighbours, rerank),
             data_root or None,
-            (benchmark, network, weights, pooling, image_size, sizes, whitening, whiten_on),
+            output,
+            device=device,
+            cache=cache,
+            progress=sys.stderr.isatty(),
         )
-        print(run_evaluation(*chosen, root=root, output=output, progress=show))
+        print(report)
         if output:
             print(f"written to {output}")
 
@@ -195,7 +219,7 @@ def scale_list(text: str) -> tuple[float, ...]:
 def search(
     images: Annotated[Path, typer.Option(help="Folder of photos; those in its subfolders count too.")],
     query: Annotated[Path, typer.Option(help="The photo to search with.")],
-    box: Annotated[str, typer.Option(help="Only this part of it: x1,y1,x2,y2 in pixels of the stored photo.")] = "",
+    box: Annotated[str, typer.Option(help="Only this part of it: x1,y1,x2,y2 in pixels of the upright photo.")] = "",
     network: Annotated[str, typer.Option(help="resnet18-thin, resnet18, resnet34, resnet50, ...")] = "resnet50",
     weights: Annotated[str, typer.Option(help="imagenet, none (random), or the path of a checkpoint.")] = "imagenet",
     k: Annotated[int, typer.Option("--k", help="How many photos to show.")] = 20,

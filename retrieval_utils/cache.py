@@ -16,7 +16,7 @@ from safetensors.torch import save
 from retrieval_utils.datasets.archives import disk_trouble
 from retrieval_utils.transforms import INTERPOLATION, RESIZE_RULE
 
-VERSION = 1  # to be raised when the same network and settings would give other descriptors than before
+VERSION = 2  # to be raised when the same network and settings would give other descriptors than before
 
 
 class DescriptorCache:

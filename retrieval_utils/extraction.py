@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as T
 from retrieval_utils.cache import DescriptorCache
 from retrieval_utils.networks import DescriptorNetwork, resolve_device
 from retrieval_utils.pooling import l2_normalize
-from retrieval_utils.transforms import MEAN, STD, check_box, load_image, resized_size
+from retrieval_utils.transforms import MEAN, STD, check_box, load_image, resized_size, upright_size
 
 # Pixels of a batch. On a CPU a batch of large images is no faster than one, and every thread holds its own; a card is
 # filled by more (16 million are 21 images of 1024 x 768; a guess, no card has been measured yet).
@@ -49,8 +49,9 @@ def extract_descriptors(
 ) -> torch.Tensor:
     """Descriptors (N, D) float32 on the CPU, L2-normalised, in the order of `images`.
 
-    Each image is cropped to its box, resized so that its longer side is `image_size` pixels, and described at every
-    scale; the descriptors of the scales are averaged and normalised again (Radenovic et al. 2018, with exponent 1).
+    Each image is turned upright as its EXIF says, cropped to its box (in pixels of the upright photo), resized so that
+    its longer side is `image_size` pixels, and described at every scale; the descriptors of the scales are averaged and
+    normalised again (Radenovic et al. 2018, with exponent 1).
     The network is used in evaluation mode and stays as it is.
 
     batch_size: at most so many images at once, fewer if they are large. workers: threads that decode, and on a CPU
@@ -204,9 +205,10 @@ def _size(path: str | Path, box: Sequence[float] | None, image_size: int) -> tup
         with Image.open(path) as image:
             if box is None:
                 image.draft("RGB", resized_size(image.size, 2 * image_size))
-                return resized_size(image.size, image_size)
-            check_box(box, image.size, path)
-            right, lower = min(math.ceil(box[2]), image.width), min(math.ceil(box[3]), image.height)
+                return resized_size(upright_size(image), image_size)
+            width, height = upright_size(image)
+            check_box(box, (width, height), path)
+            right, lower = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
     except (OSError, SyntaxError, UnidentifiedImageError):
         load_image(path, box, image_size)  # raises the sentence that names the file
         raise

@@ -243,7 +243,8 @@ def gradient_plot(gradients: Mapping[str, Sequence[float]], relevance: Sequence[
 def plot_ladder(rows: pd.DataFrame, setup: str | None = None) -> Figure:
     """The ladder: mAP of each step, one panel a set-up; rows as in results/<profile>.csv, of one benchmark.
 
-    Bar: mean over seeds, plain (filled) beside whitened (hatched). Dot and whisker: one seed and its bootstrap interval
+    Bar: mean over seeds, plain (filled) beside whitened (hatched); what was done to whitened descriptors afterwards, as
+    in ap-finetuned+whitening+qe, is a rung of its own. Dot and whisker: one seed and its bootstrap interval
     over queries. The controls stand apart on the right, behind the dashed line.
     """
     benchmarks = sorted(rows["benchmark"].unique())
@@ -260,13 +261,14 @@ def plot_ladder(rows: pd.DataFrame, setup: str | None = None) -> Figure:
     width = max(3.6, min(10.8 / len(setups), 1.3 * len(steps)))
     figure, axes = _grid(1, len(setups), width, 3.8, layout="constrained", sharey=True)
     for ax, name in zip(axes[0], setups, strict=True):
-        for offset, suffix, hatch in ((-0.2, "", None), (0.2, "+whitening", "///")):
+        for offset, suffix in ((-0.2, ""), (0.2, "+whitening")):
             for step in steps:
                 seeds = rows[(rows["setup"] == name) & (rows["step"] == step + suffix)].sort_values("seed")
                 if seeds.empty:
                     continue
                 mean, x = seeds["mean_ap"].mean(), places[step] + offset
                 colour = "#BBBBBB" if step in CONTROLS else "#56B4E9"
+                hatch = "///" if "+whitening" in step + suffix else None
                 ax.bar(x, mean, 0.38, color=colour, edgecolor="white", hatch=hatch)
                 dots = x + np.linspace(-0.1, 0.1, len(seeds)) * (len(seeds) > 1)
                 whiskers = np.abs(seeds[["ap_low", "ap_high"]].to_numpy().T - seeds["mean_ap"].to_numpy())
@@ -277,7 +279,8 @@ def plot_ladder(rows: pd.DataFrame, setup: str | None = None) -> Figure:
             ax.axvline(first_control - 0.25, color="black", linestyle="--", linewidth=0.8)
             ax.text(first_control - 0.2, 0.97, "controls", transform=ax.get_xaxis_transform(), va="top", fontsize=9)
         ax.set(title=f"{benchmarks[0]}, {name}", ylim=(0, min(1.1, top + 0.15)))
-        ax.set_xticks(list(places.values()), list(places), fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
+        names = [step.replace("+whitening+", "\n+") for step in steps]  # their bar is hatched as it is
+        ax.set_xticks(list(places.values()), names, fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
     axes[0, 0].set_ylabel("mAP")
     handles = [Rectangle((0, 0), 1, 1, facecolor="#56B4E9", edgecolor="white", hatch=h) for h in (None, "///")]
     axes[0, 0].legend(handles, ["plain", "whitened"], fontsize=9, loc="upper left")

@@ -11,6 +11,7 @@ from torch import nn
 AVERAGE_PRECISION = {"trapezoid": "trapezoid (Oxford/Paris)", "step": "step (information retrieval)"}
 PRECISION_CAP = "k capped at the rank of the last positive"
 JUNK = "junk removed before ranking"
+DEFAULTS = {"variant": "", "query_expansion": "none", "database_augmentation": "none", "reranking": "none"}
 MODEL = ("network", "checkpoint")  # what is compared, so no reason against a comparison
 
 
@@ -32,6 +33,9 @@ class ProtocolCard:
     std: tuple[float, ...]
     whitening: str
     whitening_fitted_on: str
+    query_expansion: str = field(default="none", kw_only=True)
+    database_augmentation: str = field(default="none", kw_only=True)
+    reranking: str = field(default="none", kw_only=True)
     average_precision: str
     precision_cap: str
     junk: str
@@ -44,9 +48,9 @@ class ProtocolCard:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict:
-        """Plain JSON values by field; without the variant where there is only one."""
+        """Plain JSON values by field, without those in DEFAULTS: so cards keep their hash when a field is added."""
         values = json.loads(json.dumps(asdict(self)))
-        return {key: value for key, value in values.items() if key != "variant" or value}
+        return {key: value for key, value in values.items() if key not in DEFAULTS or value != DEFAULTS[key]}
 
     def differences(self, other: ProtocolCard) -> list[str]:
         """One line for each field of the protocol that differs: why two numbers are not comparable."""
@@ -60,6 +64,8 @@ class ProtocolCard:
     def __str__(self) -> str:
         scales, mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (self.scales, self.mean, self.std))
         variant = f" ({self.variant})" if self.variant else ""
+        neighbours = {key: getattr(self, key) for key in DEFAULTS if key != "variant"}
+        used = [f"{key.replace('_', ' ')}: {how}" for key, how in neighbours.items() if how != DEFAULTS[key]]
         return "\n".join(
             [
                 f"protocol {self.hash}",
@@ -68,6 +74,7 @@ class ProtocolCard:
                 f"  input      {self.image_size} px: {self.resize}; {self.interpolation}; scales {scales}; "
                 f"mean {mean}; std {std}",
                 f"  whitening  {self.whitening}, fitted on {self.whitening_fitted_on}",
+                *([f"  neighbours {'; '.join(used)}"] if used else []),
                 f"  scoring    AP {self.average_precision}; {self.precision_cap}; {self.junk}",
                 f"  network    {self.network} {self.checkpoint[:12]}",
             ]

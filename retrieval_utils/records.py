@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -145,11 +145,17 @@ class Run:
         whitened_card = replace(
             card, whitening=str(whitening), whitening_fitted_on=" and ".join(part.name for part in parts)
         )
-        report = self._record(step, scores, card, minutes)
-        whitened = self._record(f"{step}+whitening", whitened_scores, whitened_card, minutes)
+        report = self.record(step, scores, card, minutes)
+        whitened = self.record(f"{step}+whitening", whitened_scores, whitened_card, minutes)
         return Scored(step, report, whitened, card, whitened_card, queries, database, scores, whitened_scores)
 
-    def _record(self, step: str, scores: torch.Tensor, card: ProtocolCard, minutes: float) -> Report:
+    def record(
+        self, step: str, scores: torch.Tensor | Iterable[torch.Tensor], card: ProtocolCard, minutes: float = 0.0
+    ) -> Report:
+        """The report of scores (Q, N), or blocks (Q, n) of them, on the benchmark; writes steps/<step>.json.
+
+        card: the protocol under which the scores were made. minutes: of all the training that the step builds on.
+        """
         report = evaluate(scores, self.benchmark.ground_truth, setups=self.benchmark.setups)
         report = replace(report, card=card)
         run = {"step": step, "profile": self.profile.name, "seed": self.seed, "minutes": minutes}

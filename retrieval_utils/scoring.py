@@ -1,31 +1,37 @@
-"""A network scored on a benchmark: described, whitened if wanted, ranked by cosine, evaluated, with its card."""
+"""A network scored on a benchmark: described, whitened and expanded if wanted, ranked, evaluated, with its card."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from retrieval_utils import transforms
-from retrieval_utils.datasets import Benchmark, load_benchmark, load_training_set
+from retrieval_utils.datasets import Benchmark, TrainingSet, load_benchmark, load_training_set
+from retrieval_utils.datasets.archives import disk_trouble
+from retrieval_utils.datasets.sfm import PairSet
 from retrieval_utils.evaluation import Report, evaluate
 from retrieval_utils.extraction import extract_descriptors
-from retrieval_utils.networks import DescriptorNetwork, load_network
+from retrieval_utils.neighbours import NONE, Neighbours
+from retrieval_utils.networks import DescriptorNetwork, load_network, resolve_device
 from retrieval_utils.protocol import AVERAGE_PRECISION, JUNK, PRECISION_CAP, ProtocolCard, state_sha256
 from retrieval_utils.ranking import cosine_scores
 from retrieval_utils.result_files import report_record, write_json
-from retrieval_utils.whitening import PCAWhitening
+from retrieval_utils.whitening import LearnedWhitening, PCAWhitening, matching_pairs
 
 BLOCK = 50_000  # database images described at a time: of a million distractors no more are ever in memory
+WHITENINGS = ("none", "pca", "learned")
 WHITENING_PARTS = {
     "toy-landmarks": ("categories", "instances"),
     "grocery-store": ("categories", "instances"),
     "retrieval-sfm-30k": ("whitening",),
     "retrieval-sfm-120k": ("whitening",),
 }
+Whitening = PCAWhitening | LearnedWhitening
 
 
 def run_evaluation(
@@ -35,32 +41,42 @@ def run_evaluation(
     pooling: str = "gem",
     image_size: int = 1024,
     scales: Sequence[float] = (1.0,),
+    whitening: str = "none",
     whitening_dim: int | None = None,
     whiten_on: str = "",
+    neighbours: Neighbours = NONE,
     root: str | Path | None = None,
     output: Path | None = None,
-    progress: bool = False,
+    **extraction,
 ) -> Report:
     """Loads benchmark and network by name, scores the one with the other, and writes `output` if it is named.
 
-    whitening_dim: dimensions kept by a PCA whitening; None is no whitening. whiten_on: the training set it is fitted
-    on, one of WHITENING_PARTS; "" is the benchmark's own, and retrieval-sfm-120k for one that has none.
+    whitening: "none", "pca", or "learned" (from pairs of one instance). whitening_dim: dimensions it keeps; None is all
+    that the network has. whiten_on: the training set it is fitted on, one of WHITENING_PARTS and never a benchmark; ""
+    is the benchmark's own, and retrieval-sfm-120k for one that has none. extraction: device, cache, workers and
+    progress, as `extract_descriptors` takes them: nothing that a number depends on.
     Raises ValueError or OSError, one sentence, before the long work where that is possible.
     """
     if image_size < 1:
         raise ValueError(f"The image size is a number of pixels, such as 1024; {image_size} is not.")
+    if whitening not in WHITENINGS:
+        raise ValueError(f"There is no whitening '{whitening}'; choose one of {', '.join(WHITENINGS)}.")
+    if whitening == "none" and (whitening_dim is not None or whiten_on):
+        raise ValueError("Nothing is whitened: give --whitening pca or learned too.")
+    resolve_device(extraction.get("device", "auto"))
     if output is not None:
         _check_output(output)
     bench = load_benchmark(benchmark, root)
     net = load_network(network, weights, pooling)
-    describe = {"image_size": image_size, "scales": tuple(scales), "progress": progress}
-    whitening, fitted_on = None, "nothing"
-    if whitening_dim is not None:
+    describe = {"image_size": image_size, "scales": tuple(scales), **extraction}
+    fitted, fitted_on = None, "nothing"
+    if whitening != "none":
         name = whiten_on or _own_training_set(benchmark)
-        whitening, fitted_on = fit_whitening(net, name, whitening_dim, root, **describe)
-    report = score_benchmark(bench, net, whitening=whitening, fitted_on=fitted_on, **describe)
+        fitted, fitted_on = fit_whitening(net, name, whitening, whitening_dim, root, **describe)
+    report = score_benchmark(bench, net, whitening=fitted, fitted_on=fitted_on, neighbours=neighbours, **describe)
     if output is not None:
-        write_json(output, report_record(report))
+        with disk_trouble(output, leftovers=(output.with_name(f"{output.name}.part"),)):
+            write_json(output, report_record(report))
     return report
 
 
@@ -69,52 +85,77 @@ def score_benchmark(
     network: DescriptorNetwork,
     image_size: int = 1024,
     scales: Sequence[float] = (1.0,),
-    whitening: PCAWhitening | None = None,
+    whitening: Whitening | None = None,
     fitted_on: str = "nothing",
-    progress: bool = False,
+    neighbours: Neighbours = NONE,
+    **extraction,
 ) -> Report:
-    """The report of `network` on `benchmark`, with its card; the database is described and scored block by block.
+    """The report of `network` on `benchmark`, with its card.
 
+    The database is described and scored block by block; with `neighbours` all of its descriptors are held.
     fitted_on: names of the images that `whitening` was fitted on, for the card.
     """
 
     def describe(images: Sequence[Path], boxes: Sequence | None = None) -> torch.Tensor:
-        found = extract_descriptors(
-            network, images, boxes, scales=scales, image_size=image_size, progress=progress
-        )  # (n, D)
+        found = extract_descriptors(network, images, boxes, scales, image_size, **extraction)  # (n, D)
         return found if whitening is None else whitening(found)
 
-    def blocks() -> Iterator[torch.Tensor]:
-        for start in range(0, len(benchmark.images), BLOCK):
-            yield cosine_scores(queries, describe(benchmark.images[start : start + BLOCK]))  # (Q, n)
-
     queries = describe(benchmark.queries, benchmark.boxes)  # (Q, D)
-    report = evaluate(blocks(), benchmark.ground_truth, benchmark.setups)
-    card = protocol_card(benchmark, network, image_size, scales)
+    starts = range(0, len(benchmark.images), BLOCK)
+    blocks = (describe(benchmark.images[start : start + BLOCK]) for start in starts)  # (n, D) each
+    if neighbours:
+        scores = neighbours.scores(queries, torch.cat(list(blocks)))
+    else:
+        scores = (cosine_scores(queries, block) for block in blocks)  # (Q, n) each
+    report = evaluate(scores, benchmark.ground_truth, benchmark.setups)
+    card = replace(protocol_card(benchmark, network, image_size, scales), **neighbours.on_card())
     if whitening is not None:
         card = replace(card, whitening=str(whitening), whitening_fitted_on=fitted_on)
     return replace(report, card=card)
 
 
 def fit_whitening(
-    network: DescriptorNetwork, name: str, dim: int, root: str | Path | None = None, **describe
-) -> tuple[PCAWhitening, str]:
-    """A PCA whitening to `dim` dimensions fitted on training set `name`, and the words for it on a card.
+    network: DescriptorNetwork,
+    name: str,
+    method: str = "pca",
+    dim: int | None = None,
+    root: str | Path | None = None,
+    **describe,
+) -> tuple[Whitening, str]:
+    """A whitening to `dim` dimensions (None: all) fitted on training set `name`, and the words for it on a card.
 
-    describe: settings of `extract_descriptors`, those of the benchmark. Raises ValueError for an unknown name, and for
-    more dimensions than the network or the number of images gives.
+    method: "pca", on all images of the set, or "learned", on pairs: those of retrieval-sfm, else every two images of an
+    instance. describe: settings of `extract_descriptors`, those of the benchmark. Raises ValueError for an unknown
+    name, and for more dimensions than the network, the number of images or the number of pairs gives.
     """
     if name not in WHITENING_PARTS:
         raise ValueError(f"There is no training set '{name}' to whiten on; choose one of {', '.join(WHITENING_PARTS)}.")
-    parts = [load_training_set(name, part, root) for part in WHITENING_PARTS[name]]
+    of = [part for part in WHITENING_PARTS[name] if method == "pca" or part != "categories"]  # no pairs in a category
+    parts = [load_training_set(name, part, root) for part in of]
     images = [path for part in parts for path in part.images]
-    most = min(network.dim, len(images) - 1)
+    dim, most = network.dim if dim is None else dim, min(network.dim, len(images) - 1)
     if not 1 <= dim <= most:
         raise ValueError(
             f"Whitening on {len(images):,} images of {name} keeps 1 to {most} of {network.dim} dimensions, not {dim}."
         )
-    fitted = PCAWhitening.fit(extract_descriptors(network, images, **describe), dim=dim)
+    if method == "pca":
+        fitted = PCAWhitening.fit(extract_descriptors(network, images, **describe), dim)
+    else:
+        pairs = training_pairs(*parts)  # (P, 2)
+        if len(pairs) < network.dim:
+            raise ValueError(
+                f"Learned whitening of {network.dim} dimensions needs as many pairs of one instance, and {name} has "
+                f"{len(pairs):,}: take --whitening pca."
+            )
+        fitted = LearnedWhitening.fit(extract_descriptors(network, images, **describe), pairs, dim)
     return fitted, " and ".join(part.name for part in parts)
+
+
+def training_pairs(part: TrainingSet) -> torch.Tensor:
+    """Matching pairs (P, 2) int64 of images: the set's own if it is a `PairSet`, else every two of an instance."""
+    if isinstance(part, PairSet):
+        return torch.from_numpy(np.stack([part.queries, part.positives], axis=1))
+    return matching_pairs(torch.from_numpy(part.labels))
 
 
 def protocol_card(

@@ -70,9 +70,9 @@ def find_photos(folder: str | Path) -> list[str]:
 
 
 def fingerprint(network: DescriptorNetwork, image_size: int) -> str:
-    """What descriptors depend on besides the photo, as text: network, pooling, size, and the hash of the weights."""
-    weights = state_sha256(network)[:12]
-    return f"{network.settings['name']} + {network.settings['pooling']} at {image_size} px, weights {weights}"
+    """What descriptors depend on besides the photo, as text: network, pooling, size, turning, hash of the weights."""
+    name, pooling = network.settings["name"], network.settings["pooling"]
+    return f"{name} + {pooling} at {image_size} px, upright, weights {state_sha256(network)[:12]}"
 
 
 def default_index_dir(folder: str | Path, network: DescriptorNetwork, image_size: int) -> Path:
@@ -134,8 +134,8 @@ def search_photos(
 ) -> list[Hit]:
     """The k photos most similar to `query`, or to the part of it in `box`, best first; the query itself is left out.
 
-    box: (x1, y1, x2, y2) in pixels of the photo as stored. Raises FileNotFoundError or ValueError for a query that is
-    not there, cannot be read, or does not hold the box.
+    box: (x1, y1, x2, y2) in pixels of the upright photo, as viewers show it. Raises FileNotFoundError or ValueError for
+    a query that is not there, cannot be read, or does not hold the box.
     """
     descriptor = extract_descriptors(network, [query], None if box is None else [box], image_size=image_size)  # (1, D)
     scores, rows = photos.index.search(descriptor, k + 1)  # (1, k + 1)

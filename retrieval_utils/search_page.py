@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from retrieval_utils.search import Hit, printable
+from retrieval_utils.transforms import upright, upright_size
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5a6472; --line: #d9dee5; --paper: #fff; --link: #0b5cad; }
@@ -69,17 +70,16 @@ def write_page(
 def thumbnail(path: str | Path, side: int, box: Sequence[float] | None = None) -> str:
     """A photo as a data URI: JPEG, longer side at most `side` pixels, upright, with the box drawn if there is one."""
     with Image.open(path) as image:
-        width, height = image.size
+        width, height = upright_size(image)
         image.draft("RGB", (side, side))
-        small = image.convert("RGB")
+        small = upright(image).convert("RGB")
         small.thumbnail((side, side))
         if box is not None:
             scale = (small.width / width, small.height / height)
             corners = [value * scale[i % 2] for i, value in enumerate(box)]
             ImageDraw.Draw(small).rectangle(corners, outline=BOX, width=3)
-        upright = ImageOps.exif_transpose(small)  # phones note in EXIF how to turn a photo
     data = io.BytesIO()
-    upright.save(data, "JPEG", quality=82)
+    small.save(data, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 

@@ -7,12 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as F
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as Lightly's views have them
 RESIZE_RULE = "longer side to image_size, aspect ratio kept, never enlarged"
 INTERPOLATION = Image.Resampling.BICUBIC
+TURN = {  # EXIF orientation -> what makes the photo stand upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def resized_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
@@ -26,17 +35,20 @@ def resized_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
 def load_image(path: str | Path, box: Sequence[float] | None = None, image_size: int | None = None) -> Image.Image:
     """An RGB image, cropped to `box` (x1, y1, x2, y2 in pixels) if there is one, then resized by the resize rule.
 
+    First of all it is turned as its EXIF orientation says, so that `box` is in pixels of the upright photo, as viewers
+    show it. The photos of the benchmarks have no such note and stay as they are stored.
     Raises FileNotFoundError, or ValueError naming the file when it is no whole image or the box leaves it.
     """
     try:
         with Image.open(path) as image:
+            if box is None and image_size is not None:
+                image.draft("RGB", resized_size(image.size, 2 * image_size))  # JPEG decodes small sizes faster
+            image = upright(image)
             if box is not None:
                 check_box(box, image.size, path)
                 # Rounded outwards from the float boxes of Oxford, so that no pixel of the object is lost.
                 right, lower = min(math.ceil(box[2]), image.width), min(math.ceil(box[3]), image.height)
                 image = image.crop((int(box[0]), int(box[1]), right, lower))
-            elif image_size is not None:
-                image.draft("RGB", resized_size(image.size, 2 * image_size))  # JPEG decodes small sizes faster
             image = image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no image '{path}'; check the path or get the data set again.") from None
@@ -46,6 +58,28 @@ def load_image(path: str | Path, box: Sequence[float] | None = None, image_size:
     if image_size is not None:
         image = image.resize(resized_size(image.size, image_size), INTERPOLATION)
     return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened image once it stands upright, without decoding it (a PNG without EXIF apart)."""
+    turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow turns a TIFF itself, its size at once
+    return image.size[::-1] if turned else image.size
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image, decoded and turned as its EXIF orientation says; the same image where it says nothing."""
+    image.load()  # of a TIFF the note is gone afterwards
+    turn = TURN.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's note of how to turn a photo, 2 to 8; 1 where there is none, or none that can be read."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken EXIF can raise almost anything, and the pixels are as good without it
+        return 1
+    return orientation if orientation in TURN else 1
 
 
 def check_box(box: Sequence[float], size: tuple[int, int], path: str | Path) -> None:

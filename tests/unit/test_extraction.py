@@ -137,6 +137,22 @@ def test_the_size_read_from_the_header_is_the_size_of_the_image(tmp_path, size):
                 assert extraction._size(path, box, size) == load_image(path, box, size).size
 
 
+def test_photos_stored_on_their_side_are_described_upright_and_share_batches(network, tmp_path, calls):
+    upright, sideways, exif = photos_of_many_sizes(tmp_path, 6), [], Image.Exif()
+    exif[0x0112] = 8  # to be turned back by 90 degrees
+    for path in upright:
+        sideways.append(path.with_suffix(".png"))
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_270).save(sideways[-1], exif=exif)
+    for box in (None, (2.5, 3.0, 29.2, 19.9)):  # in pixels of the upright photo
+        boxes = [box] * 12
+        found = extract_descriptors(network, [*upright, *sideways], boxes, image_size=200, device="cpu")
+        assert (found[:6] * found[6:]).sum(1).min() > 0.9999
+        for path in sideways:
+            assert extraction._size(path, box, 25) == load_image(path, box, 25).size
+    assert sorted(calls) == [2] * 6 + [12]
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "timm/resnet18"])
 def test_trained_networks_and_networks_of_timm_equal_the_plain_loop(name, cards):
     network = load_network(name)

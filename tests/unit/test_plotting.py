@@ -199,6 +199,14 @@ def test_ladder_order_controls_last_and_a_panel_per_setup():
     assert places[3] < dashed < places[4] and len(figure.axes[0].patches) == 12
 
 
+def test_what_is_done_to_whitened_descriptors_is_a_hatched_rung_of_its_own():
+    steps = ["ap-finetuned", "ap-finetuned+whitening", "ap-finetuned+whitening+qe", "scratch-ap"]
+    ax = plotting.plot_ladder(ladder_rows(steps), setup="hard").axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["ap-finetuned", "ap-finetuned\n+qe", "scratch-ap"]
+    heights = {round(bar.get_height(), 2): bar.get_hatch() for bar in ax.patches}
+    assert heights == {0.11: None, 0.21: "///", 0.31: "///", 0.41: None}
+
+
 def test_ladder_bar_is_the_mean_over_seeds_and_whiskers_are_the_intervals():
     ax = plotting.plot_ladder(ladder_rows(["classifier"]), setup="hard").axes[0]
     assert ax.patches[0].get_height() == pytest.approx(0.11)

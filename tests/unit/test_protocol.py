@@ -63,6 +63,16 @@ def test_a_variant_that_is_not_known_is_left_out_and_said():
     assert plain.differences(CARD) == ["variant: unknown against faces blurred (2022)"]
 
 
+def test_what_is_not_done_with_neighbours_is_left_out_and_what_is_done_is_a_line():
+    assert not {"query_expansion", "database_augmentation", "reranking"} & CARD.to_dict().keys()
+    assert "neighbours" not in str(CARD)
+    expanded = replace(CARD, query_expansion="alpha, 10 neighbours", reranking="the best 400")
+    line = "  neighbours query expansion: alpha, 10 neighbours; reranking: the best 400"
+    assert str(expanded).splitlines()[4] == line
+    assert ProtocolCard(**expanded.to_dict()) == replace(expanded, scales=list(CARD.scales), mean=list(CARD.mean),
+                                                         std=list(CARD.std))  # fmt: skip
+
+
 def test_the_committed_cards_keep_their_hash(project):
     cards = json.loads((project / "results/cards.json").read_text())
     assert cards and all(ProtocolCard(**values).hash == name for name, values in cards.items())

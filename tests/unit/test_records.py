@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from retrieval_utils import records
+from retrieval_utils.evaluation import evaluate
+from retrieval_utils.neighbours import Neighbours
 from retrieval_utils.networks import load_network
 from retrieval_utils.profiles import PROFILES, get_profile
+from retrieval_utils.ranking import cosine_scores, expand_queries
 from retrieval_utils.records import Run, load_steps, write_json
+from retrieval_utils.whitening import PCAWhitening
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,23 @@ def test_score_records_both_steps_with_their_cards(run):
     ]
     low, high = plain["setups"]["medium"]["interval"]
     assert low < plain["setups"]["medium"]["mean_ap"] < high
+
+
+def test_a_rung_of_ones_own_is_recorded_with_its_card(run, cards_benchmark):
+    scored = run.score("random", load_network("resnet18-thin"), minutes=1.5)
+    expansion = Neighbours("alpha", count=3)
+    card = replace(scored.whitened_card, **expansion.on_card())
+    whitening = PCAWhitening.fit(scored.database, dim=8)
+    queries, database = whitening(scored.queries), whitening(scored.database)  # (Q, 8) (N, 8)
+    report = run.record("random+whitening+qe", expansion.scores(queries, database), card, 1.5)
+    record = load_steps(run.folder)["random+whitening+qe"]
+    scores = cosine_scores(expand_queries(queries, database, 3, 3.0), database)
+    expected = evaluate(scores, cards_benchmark.ground_truth)
+    assert record["setups"]["hard"]["mean_ap"] == report["hard"].mean_ap == pytest.approx(expected["hard"].mean_ap)
+    assert (record["minutes"], record["seed"], record["card_hash"]) == (1.5, 3, card.hash)
+    assert report.card.differences(scored.whitened_card) == [
+        "query_expansion: alpha, exponent 3, 3 neighbours against none"
+    ]
 
 
 def test_cards_of_two_networks_compare_but_have_two_hashes(run):

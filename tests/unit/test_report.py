@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -154,6 +155,22 @@ def test_a_new_step_stands_between_the_ladder_and_the_controls(project):
     frame, _, _ = report.collect("smoke", project / "runs")
     steps = list(frame["step"].unique())
     assert steps.index("ap-finetuned+whitening") < steps.index("query-expansion") < steps.index("classifier-ap")
+
+
+def test_what_is_done_to_whitened_descriptors_follows_them_under_a_protocol_of_its_own(project):
+    folder = project / "runs/smoke/seed-0"
+    record_step(folder, "ap-finetuned+whitening+qe", 0, 0.9)
+    record = json.loads((folder / "steps/ap-finetuned+whitening+qe.json").read_text())
+    made = replace(card("ap-finetuned", 0, True), query_expansion="alpha, exponent 3, 10 neighbours")
+    record |= {"card": made.to_dict(), "card_hash": made.hash}
+    (folder / "steps/ap-finetuned+whitening+qe.json").write_text(json.dumps(record))
+    frame, cards, _ = report.collect("smoke", project / "runs")
+    table, lines = report.ladder(frame, cards)
+    rows = table.set_index("step")
+    assert list(rows.index)[7:10] == ["ap-finetuned+whitening", "ap-finetuned+whitening+qe", "classifier-ap"]
+    assert rows.loc["ap-finetuned+whitening+qe", "protocol"] == "C"
+    assert lines[2].endswith("; query expansion alpha, exponent 3, 10 neighbours.") and "whitening PCA" in lines[2]
+    assert "<svg" in write_page("smoke", project / "runs").read_text()
 
 
 def test_readme_and_cost_card_are_filled_and_agree_until_one_of_them_changes(project):

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from retrieval_utils import __main__ as cli
 from retrieval_utils import scoring
+from retrieval_utils.datasets.sfm import PairSet
 from retrieval_utils.evaluation import GroundTruth, compare, evaluate
 from retrieval_utils.extraction import extract_descriptors
-from retrieval_utils.networks import load_network, save_network
+from retrieval_utils.neighbours import Neighbours
+from retrieval_utils.networks import DescriptorNetwork, load_network, save_network
 from retrieval_utils.protocol import state_sha256
-from retrieval_utils.ranking import cosine_scores
+from retrieval_utils.ranking import augment_database, cosine_scores, expand_queries
 from retrieval_utils.result_files import compare_results, read_result, report_record, write_json
 from retrieval_utils.scoring import fit_whitening, protocol_card, run_evaluation, score_benchmark
-from retrieval_utils.whitening import PCAWhitening
+from retrieval_utils.whitening import LearnedWhitening, PCAWhitening, matching_pairs
 
 SMALL = ("--benchmark", "cards", "--network", "resnet18-thin", "--weights", "none", "--image-size", "32")
 
@@ -88,7 +94,7 @@ def test_the_card_has_the_networks_own_mean_and_std(cards_benchmark):
 
 
 def test_whitening_is_fitted_on_the_training_set_and_named_on_the_card(network, cards, cards_benchmark):
-    report = run_evaluation("grocery-store", "resnet18-thin", "none", image_size=32, whitening_dim=8)
+    report = run_evaluation("grocery-store", "resnet18-thin", "none", image_size=32, whitening="pca", whitening_dim=8)
     everything = extract_descriptors(network, cards.images, image_size=32)
     whitening = PCAWhitening.fit(everything, dim=8)
     queries = extract_descriptors(network, cards_benchmark.queries, cards_benchmark.boxes, image_size=32)
@@ -124,7 +130,64 @@ def test_a_benchmark_is_whitened_on_its_own_training_set_or_on_sfm(benchmark, na
 def test_whitening_that_cannot_be_is_refused_before_the_work(network, monkeypatch, name, dim, sentence):
     monkeypatch.setattr(scoring, "extract_descriptors", None)
     with pytest.raises(ValueError, match=sentence):
-        fit_whitening(network, name, dim)
+        fit_whitening(network, name, "pca", dim)
+
+
+def small_network(folder, dim: int = 16):
+    """A file of weights with a head, so that few pairs are enough for a learned whitening."""
+    network = load_network("resnet18-thin")
+    network.add_head(torch.randn(dim, network.dim, generator=torch.Generator().manual_seed(0)), torch.zeros(dim))
+    save_network(network, folder / "small.safetensors")
+    return network.eval(), folder / "small.safetensors"
+
+
+def test_learned_whitening_takes_the_pairs_of_instances_and_never_those_of_categories(cards, cards_benchmark, tmp_path):
+    network, file = small_network(tmp_path)
+    report = run_evaluation("toy-landmarks", "resnet18-thin", str(file), image_size=32, whitening="learned")
+    describe = {"image_size": 32}
+    training, labels = extract_descriptors(network, cards.images[24:], **describe), torch.from_numpy(cards.labels[24:])
+    lw = LearnedWhitening.fit(training, matching_pairs(labels))
+    queries = extract_descriptors(network, cards_benchmark.queries, cards_benchmark.boxes, **describe)
+    database = extract_descriptors(network, cards_benchmark.images, **describe)
+    expected = evaluate(cosine_scores(lw(queries), lw(database)), cards_benchmark.ground_truth)
+    assert report["medium"].mean_ap == pytest.approx(expected["medium"].mean_ap, abs=1e-3)
+    assert report.card.whitening == "learned (Lw) to 16 dimensions, power 0.5"
+    assert report.card.whitening_fitted_on == "toy-landmarks/instances"
+
+
+def test_a_set_of_pairs_is_whitened_on_its_own_pairs(cards, tmp_path, monkeypatch):
+    network, _ = small_network(tmp_path)
+    queries, positives = np.arange(0, 40), np.arange(1, 41)
+    pairs = PairSet(cards.name, cards.images, cards.labels, cards.label_names, "", queries, positives)
+    monkeypatch.setattr(scoring, "load_training_set", lambda name, part, root: replace(pairs, name=f"{name}/{part}"))
+    found, words = fit_whitening(network, "retrieval-sfm-30k", "learned", 8, image_size=32)
+    everything = extract_descriptors(network, cards.images, image_size=32)
+    expected = LearnedWhitening.fit(everything, torch.from_numpy(np.stack([queries, positives], 1)), 8)
+    torch.testing.assert_close(found(everything), expected(everything))
+    assert (found.pairs, words) == (40, "retrieval-sfm-30k/whitening")
+
+
+def test_too_few_pairs_are_told_before_the_work(network, monkeypatch):
+    monkeypatch.setattr(scoring, "extract_descriptors", None)
+    with pytest.raises(ValueError, match="of 256 dimensions needs as many pairs .* grocery-store has 60: take .* pca"):
+        fit_whitening(network, "grocery-store", "learned", 8)
+
+
+def test_neighbours_come_after_the_whitening_and_are_named_on_the_card(network, cards_benchmark):
+    settings = {"image_size": 32, "whitening": "pca", "whitening_dim": 8}
+    chosen = Neighbours("alpha", "average", 3)
+    report = run_evaluation("grocery-store", "resnet18-thin", "none", neighbours=chosen, **settings)
+    whitening, _ = fit_whitening(network, "grocery-store", "pca", 8, image_size=32)
+    queries = extract_descriptors(network, cards_benchmark.queries, cards_benchmark.boxes, image_size=32)
+    database = extract_descriptors(network, cards_benchmark.images, image_size=32)
+    database = augment_database(whitening(database), 3)
+    scores = cosine_scores(expand_queries(whitening(queries), database, 3, 3.0), database)
+    expected = evaluate(scores, cards_benchmark.ground_truth)
+    assert report["hard"].mean_ap == pytest.approx(expected["hard"].mean_ap, abs=1e-3)
+    assert report.card.query_expansion == "alpha, exponent 3, 3 neighbours"
+    assert report.card.database_augmentation == "average, exponent 0, 3 neighbours"
+    assert report.card.reranking == "none"
+    assert "  neighbours query expansion: alpha, exponent 3, 3 neighbours; database augmentation:" in str(report)
 
 
 # Result files.
@@ -254,6 +317,59 @@ def test_half_a_file_an_altered_card_and_no_file_are_refused(files, tmp_path):
 # The command.
 
 
+@pytest.mark.parametrize(
+    ("words", "reasons"),
+    [
+        (["--scales", "1,0.5"], ["scales: [1.0] against [1.0, 0.5]"]),
+        (["--image-size", "24"], ["image size: 32 against 24"]),
+        (["--query-expansion", "average"], ["query expansion: none against average, exponent 0, 10 neighbours"]),
+        (
+            ["--query-expansion", "alpha", "--neighbours", "2"],
+            ["query expansion: none against alpha, exponent 3, 2 neighbours"],
+        ),
+        (
+            ["--database-augmentation", "alpha"],
+            ["database augmentation: none against alpha, exponent 3, 10 neighbours"],
+        ),
+        (["--rerank"], ["reranking: none against SuperGlobal, top 400, 9 neighbours, beta 0.15"]),
+        (
+            ["--whitening", "pca", "--whitening-dim", "8", "--whiten-on", "toy-landmarks"],
+            [
+                "whitening: none against PCA to 8 dimensions, power 0.5",
+                "whitening fitted on: nothing against toy-landmarks/categories and toy-landmarks/instances",
+            ],
+        ),
+        (
+            ["--whitening", "learned", "--whiten-on", "grocery-store"],
+            [
+                "whitening: none against learned (Lw) to 16 dimensions, power 0.5",
+                "whitening fitted on: nothing against grocery-store/instances",
+            ],
+        ),
+    ],
+)
+def test_every_option_that_a_number_depends_on_is_named_by_compare(tmp_path, words, reasons):
+    _, file = small_network(tmp_path)
+    plain, other = tmp_path / "plain.json", tmp_path / "other.json"
+    assert invoke(*SMALL, "--weights", file, "--output", plain).exit_code == 0
+    done = invoke(*SMALL, "--weights", file, *words, "--output", other)
+    assert done.exit_code == 0, done.output
+    result = invoke("--compare", plain, other)
+    assert result.exit_code == 1 and result.stderr.splitlines()[1:] == [f"  {reason}" for reason in reasons]
+
+
+def test_with_a_cache_nothing_is_described_twice_and_the_number_stays(tmp_path, monkeypatch):
+    words = [*SMALL, "--device", "cpu", "--scales", "1,0.5", "--output"]
+    plain = invoke(*words, tmp_path / "plain.json")
+    first = invoke(*words, tmp_path / "first.json", "--cache", tmp_path / "cache")
+    monkeypatch.setattr(DescriptorNetwork, "forward", None)
+    again = invoke(*words, tmp_path / "again.json", "--cache", tmp_path / "cache")
+    assert [result.exit_code for result in (plain, first, again)] == [0, 0, 0], again.output
+    texts = [(tmp_path / f"{name}.json").read_text() for name in ("first", "again")]
+    assert texts[0] == texts[1]
+    assert read_result(tmp_path / "plain.json").card == read_result(tmp_path / "again.json").card
+
+
 def test_the_command_prints_table_and_card_and_writes_what_it_compares(tmp_path, network):
     save_network(load_network("resnet18-thin", seed=1), tmp_path / "other.safetensors")
     one = invoke(*SMALL, "--output", tmp_path / "new/one.json")
@@ -273,11 +389,29 @@ def test_every_option_reaches_the_work(monkeypatch, tmp_path):
     called = []
     monkeypatch.setattr(scoring, "run_evaluation", lambda *args, **kwargs: called.append((args, kwargs)))
     words = ["--benchmark", "roxford5k", "--network", "resnet50", "--weights", "w", "--pooling", "mac"]
-    words += ["--image-size", "512", "--scales", "1, .7071,0.5", "--whitening", "128", "--whiten-on", "set"]
+    words += ["--image-size", "512", "--scales", "1, .7071,0.5", "--whitening", "learned", "--whitening-dim", "128"]
+    words += ["--whiten-on", "set", "--query-expansion", "alpha", "--database-augmentation", "average"]
+    words += ["--neighbours", "7", "--rerank", "--device", "cuda:1", "--cache", "descriptors"]
     assert invoke(*words, "--data-root", "root", "--output", "file").exit_code == 0
     ((args, kwargs),) = called
-    assert args == ("roxford5k", "resnet50", "w", "mac", 512, (1.0, 0.7071, 0.5), 128, "set")
-    assert (kwargs["root"], str(kwargs["output"])) == ("root", "file")
+    named = dict(zip(inspect.signature(run_evaluation).parameters, args, strict=False)) | kwargs
+    assert named == {
+        "benchmark": "roxford5k",
+        "network": "resnet50",
+        "weights": "w",
+        "pooling": "mac",
+        "image_size": 512,
+        "scales": (1.0, 0.7071, 0.5),
+        "whitening": "learned",
+        "whitening_dim": 128,
+        "whiten_on": "set",
+        "neighbours": Neighbours("alpha", "average", 7, rerank=True),
+        "root": "root",
+        "output": Path("file"),
+        "device": "cuda:1",
+        "cache": Path("descriptors"),
+        "progress": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -293,7 +427,21 @@ def test_every_option_reaches_the_work(monkeypatch, tmp_path):
         ([*SMALL, "--weights", "nowhere.pth"], "nowhere.pth"),
         ([*SMALL, "--pooling", "best"], "best"),
         ([*SMALL, "--output", "."], "The output '.' is a folder; name a file in it, such as 'result.json'."),
-        ([*SMALL, "--whitening", "8", "--whiten-on", "x"], "There is no training set 'x' to whiten on"),
+        ([*SMALL, "--whitening", "8"], "There is no whitening '8'; choose one of none, pca, learned."),
+        ([*SMALL, "--whitening", "pca", "--whiten-on", "x"], "There is no training set 'x' to whiten on"),
+        ([*SMALL, "--whitening", "learned", "--whiten-on", "roxford5k"], "no training set 'roxford5k' to whiten on"),
+        ([*SMALL, "--whitening-dim", "8"], "Nothing is whitened: give --whitening pca or learned too."),
+        ([*SMALL, "--whiten-on", "toy-landmarks"], "Nothing is whitened: give --whitening pca or learned too."),
+        ([*SMALL, "--query-expansion", "best"], "no query expansion 'best'; choose one of none, average, alpha."),
+        ([*SMALL, "--database-augmentation", "x"], "no database augmentation 'x'; choose one of none, average, alpha."),
+        ([*SMALL, "--neighbours", "3"], "name a --query-expansion too, such as alpha."),
+        (
+            [*SMALL, "--query-expansion", "alpha", "--neighbours", "0"],
+            "takes 1 neighbour or more, such as 10; 0 is not.",
+        ),
+        ([*SMALL, "--device", "abacus"], "'abacus' is not a device; give auto, cpu, cuda or cuda:N."),
+        ([*SMALL, "--device", "cuda:99"], "There is no device 'cuda:99': torch sees"),
+        ([*SMALL, "--cache", "/dev/null/x"], "cannot be written"),
         (["--compare", "x.json", "y.json"], "There is no result file 'x.json'"),
     ],
 )
@@ -302,6 +450,29 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_1(monkeypatch, tmp_path,
     result = invoke(*words)
     (line,) = result.stderr.strip().splitlines()
     assert result.exit_code == 1 and sentence in line and result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corrupt_photo_in_the_middle_is_one_line_and_no_number(cards_benchmark, monkeypatch, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8 nothing more")
+    images = (*cards_benchmark.images[:20], broken, *cards_benchmark.images[21:])
+    monkeypatch.setattr(scoring, "load_benchmark", lambda name, root: replace(cards_benchmark, images=images))
+    result = invoke(*SMALL, "--output", tmp_path / "result.json")
+    (line,) = result.stderr.strip().splitlines()
+    assert result.exit_code == 1 and f"The image '{broken}' cannot be read" in line and result.stdout == ""
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_result(monkeypatch, tmp_path):
+    def full(path, value):
+        path.with_name(f"{path.name}.part").write_text("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scoring, "write_json", full)
+    result = invoke(*SMALL, "--output", tmp_path / "result.json")
+    (line,) = result.stderr.strip().splitlines()
+    assert result.exit_code == 1 and line.startswith(f"The disk is full, '{tmp_path / 'result.json'}' was not made")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -244,6 +244,21 @@ def test_a_phone_photo_stands_upright_and_keeps_its_notes_to_itself(tmp_path):
     assert small.size == (20, 40) and not small.getexif()
 
 
+def test_a_phone_photo_is_searched_with_the_box_that_a_viewer_shows(folder, network, tmp_path):
+    """Stored on its side, so that the box fits in the upright photo alone."""
+    with Image.open(folder / "blue.png") as photo:
+        sideways, exif = photo.convert("RGB").transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # to be turned back by 90 degrees
+    sideways.save(tmp_path / "phone.png", exif=exif)
+    assert sideways.width < sideways.height
+    photos, box = index_photos(folder, network, tmp_path / "index", 48), (1, 0, sideways.height - 1, sideways.width)
+    upright = search_photos(photos, network, folder / "blue.png", box, 3, 48)
+    phone = search_photos(photos, network, tmp_path / "phone.png", box, 4, 48)
+    assert [hit for hit in phone if hit.name != "blue.png"] == upright
+    small = decoded(thumbnail(tmp_path / "phone.png", 40, box))
+    assert small.size[0] > small.size[1]
+
+
 def run(*words):
     return CliRunner().invoke(cli.app, ["search", *map(str, words)])
 
@@ -280,7 +295,10 @@ def test_the_command_writes_a_page_and_says_where(folder, tmp_path, monkeypatch)
         (["--k", "0"], "A search needs k >= 1, got k=0."),
         (["--network", "resnet7"], "There is no network 'resnet7'"),
         (["--weights", "lost.safetensors"], "There are no weights 'lost.safetensors'"),
-        (["--index-dir", "foreign"], "was built for another network, not for resnet18-thin + gem at 48 px, weights"),
+        (
+            ["--index-dir", "foreign"],
+            "was built for another network, not for resnet18-thin + gem at 48 px, upright, weights",
+        ),
         (["--index-dir", "damaged"], "The manifest 'damaged/index.json' cannot be read"),
     ],
 )

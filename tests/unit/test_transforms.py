@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retrieval_utils.transforms import MEAN, STD, load_image, resized_size, to_tensor, training_view
+from retrieval_utils.transforms import MEAN, STD, load_image, resized_size, to_tensor, training_view, upright_size
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,96 @@ def test_box_is_cropped_before_resizing_and_rounded_outwards(tmp_path):
     assert load_image(tmp_path / "a.png", box=(0, 0, 60.9, 40.5)).size == (60, 40)  # Oxford's boxes reach one pixel out
 
 
+def corners(image: Image.Image) -> list[tuple[int, ...]]:
+    """Colours near the four corners, rounded to black, white and the primary ones."""
+    places = [(3, 3), (image.width - 4, 3), (3, image.height - 4), (image.width - 4, image.height - 4)]
+    return [tuple(255 * (value > 127) for value in image.getpixel(place)) for place in places]
+
+
+def four_colours() -> Image.Image:
+    image = Image.new("RGB", (640, 320), "red")
+    for colour, place in (("lime", (320, 0)), ("blue", (0, 160)), ("white", (320, 160))):
+        image.paste(colour, (*place, place[0] + 320, place[1] + 160))
+    return image
+
+
+def noted(orientation: int | None) -> bytes:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+STORED = {  # orientation -> how a camera that notes it had stored the upright photo
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_photo_stands_upright_before_it_is_cropped_and_resized(tmp_path, orientation, suffix):
+    upright, turn = four_colours(), STORED[orientation]
+    stored, path = upright if turn is None else upright.transpose(turn), tmp_path / f"a.{suffix}"
+    stored.save(path, exif=noted(orientation))
+    for box, image_size, size in (
+        (None, None, (640, 320)),
+        (None, 64, (64, 32)),
+        ((200, 100, 640, 300), None, (440, 200)),  # the box of the upright photo
+        ((200, 100, 640, 300), 44, (44, 20)),
+    ):
+        image = load_image(path, box, image_size)
+        assert image.size == size and corners(image) == corners(upright), (box, image_size)
+        with Image.open(path) as opened:
+            assert upright_size(opened) == (640, 320)
+
+
+def test_a_jpeg_without_a_note_is_read_byte_for_byte_as_before(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    stored = Image.fromarray(pixels).resize((600, 400), Image.Resampling.BICUBIC)
+    stored.save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        plain = image.convert("RGB")
+    assert load_image(tmp_path / "a.jpg").tobytes() == plain.tobytes()
+    box = (10, 20, 300, 200)
+    assert load_image(tmp_path / "a.jpg", box).tobytes() == plain.crop(box).tobytes()
+    with Image.open(tmp_path / "a.jpg") as image:
+        image.draft("RGB", (200, 133))
+        drafted = image.convert("RGB")
+    assert drafted.size == (300, 200)  # decoded at half the size: draft stays as fast as it was
+    expected = drafted.resize((100, 67), Image.Resampling.BICUBIC)
+    assert load_image(tmp_path / "a.jpg", image_size=100).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0II",
+        b"Exif\0\0nothing that is known",
+        noted(6)[:-9],
+        noted(0),
+        noted(9),
+        noted(None),
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff\xff\xff\xff\xff\xff\xff",
+    ],
+    ids=range(8),
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, on the notes
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_note_that_cannot_be_read_turns_nothing(tmp_path, exif, suffix):
+    four_colours().save(tmp_path / f"a.{suffix}", exif=exif)
+    assert corners(load_image(tmp_path / f"a.{suffix}", image_size=64)) == corners(four_colours())
+    with Image.open(tmp_path / f"a.{suffix}") as opened:
+        assert upright_size(opened) == (640, 320)
+
+
 @pytest.mark.parametrize("box", [(-1, 0, 10, 10), (5, 5, 5, 10), (0, 0, 62, 10), (0, 20, 10, 10)])
 def test_a_box_outside_its_image_is_named(tmp_path, box):
     Image.new("RGB", (60, 40)).save(tmp_path / "query.png")
@@ -39,7 +129,9 @@ def test_a_truncated_or_corrupt_image_is_named(tmp_path):
     data = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.jpg").write_text("not an image")
-    for name in ("half.jpg", "text.jpg"):
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
+    for name in ("half.jpg", "text.jpg", "half.png"):
         with pytest.raises(ValueError, match=f"{name}' cannot be read"):
             load_image(tmp_path / name, image_size=32)
     with pytest.raises(FileNotFoundError, match="no image .*none.jpg"):
