@@ -50,7 +50,8 @@ class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
 
         class Kept:
             def __init__(self, tensor: Tensor) -> None:
-                self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+                # Detached: an output that its own operation keeps would hold itself alive.
+                self.tensor, self.size = tensor.detach(), tensor.numel() * tensor.element_size()
                 lab.alive += self.size
                 lab.most = max(lab.most, lab.alive)
 
@@ -117,7 +118,7 @@ def examine(criterion: Criterion, descriptors: Tensor, labels: Tensor, step: flo
     milliseconds = 1000 * (time.perf_counter() - started)
     scale = step * len(labels) ** 0.5 / gradient.norm().clamp(min=1e-12)
     moved = normalize(descriptors - scale * gradient, dim=1)  # (B, D)
-    return {"value": float(value), "gradient": gradient, "gradient norm": float(gradient.norm()), "ms": milliseconds,
+    return {"value": float(value.detach()), "gradient": gradient, "gradient norm": float(gradient.norm()), "ms": milliseconds,
             "MB kept": kept.mb, "AP after": float(exact_ap(moved, labels).nanmean())}  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def test_a_row_a_run_and_the_others_go_on_when_one_fails(project):
     assert {row["threads"] for row in rows} == {share}
     assert Path("began-smoke-3").read_text() == str(share)
 
-    kept = pd.read_csv("runs/runs.csv", keep_default_na=False)
+    kept = pd.read_csv("runs/runs.csv", keep_default_na=False, dtype={"worker": str})
     assert tuple(kept.columns) == cluster.COLUMNS and len(kept) == 8
     assert kept.to_dict("records") == sorted(rows, key=lambda row: (row["profile"], row["seed"]))
 
