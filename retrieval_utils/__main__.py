@@ -20,7 +20,10 @@ app = typer.Typer(
 data = typer.Typer(help="List, get and verify the data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-ProfileName = Annotated[str, typer.Option(help="One of those that the command `profiles` shows.")]
+ProfileNames = Annotated[
+    list[str],
+    typer.Option("--profile", "--profiles", help="One or more of those that `profiles` shows; default: smoke."),
+]
 RunDir = Annotated[Path, typer.Option(help="Folder of networks, records and executed notebooks.")]
 DataRoot = Annotated[str, typer.Option(help="Folder of the data sets; default: $RETRIEVAL_DATA, else data/.")]
 
@@ -43,31 +46,58 @@ def _stop(message: str, code: int) -> None:
 
 @app.command()
 def reproduce(
-    profile: ProfileName = "smoke",
+    profiles: ProfileNames = [],  # noqa: B006
     only: Annotated[list[str], typer.Option(help="Notebook by number or name; --only 02 03 names two.")] = [],  # noqa: B006
     more: Annotated[list[str], typer.Argument(hidden=True)] = [],  # noqa: B006
     settings: Annotated[list[str], typer.Option("--set", help="A notebook parameter, as in --set seed=1.")] = [],  # noqa: B006
     seeds: Annotated[str, typer.Option(help="One run a seed: 0, or 0-2, or 0,3.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Skip the notebooks that are done and unchanged.")] = False,
     run_dir: RunDir = Path("runs"),
+    workers: Annotated[int | None, typer.Option(help="Runs at once on this machine, by Dask.")] = None,
+    scheduler: Annotated[str, typer.Option(help="Address of a running Dask scheduler whose workers run them.")] = "",
 ) -> None:
     """Run the notebooks in order, then print the ladder and where everything is."""
-    if more and not only:
+    if more and not (only or profiles):
         raise typer.BadParameter(f"unexpected '{more[0]}'; name notebooks with --only {' '.join(more)}")
+    # `--only 02 03 --profiles smoke laptop` leaves 03 and laptop; only notebooks begin with a digit.
+    names = [word for word in more if profiles and not (only and word[:1].isdigit())]
+    only = words([*only, *(word for word in more if word not in names)])
+    profiles = words([*profiles, *names]) or ["smoke"]
     with one_sentence():
         from rich.console import Console
 
-        from retrieval_utils.execution import NotebookFailed
-        from retrieval_utils.reproduce import reproduce as run
+        from retrieval_utils.profiles import get_profile
 
         console = Console()
-        names = [name for text in [*only, *more] for name in text.replace(",", " ").split()]
-        chosen = seed_list(seeds) if seeds else None
-        try:
-            run(profile, names, pairs(settings), resume, run_dir, seeds=chosen, console=console)
-        except NotebookFailed as failure:
-            _stop(str(failure), 1)
-        show_ladder(profile, run_dir, console)
+        given, chosen = pairs(settings), seed_list(seeds) if seeds else None
+        for profile in profiles:
+            get_profile(profile)
+        if workers is None and not scheduler:
+            from retrieval_utils.execution import NotebookFailed
+            from retrieval_utils.reproduce import reproduce as run
+
+            for profile in profiles:
+                try:
+                    run(profile, only, given, resume, run_dir, seeds=chosen, console=console)
+                except NotebookFailed as failure:
+                    _stop(str(failure), 1)
+                show_ladder(profile, run_dir, console)
+            return
+        from retrieval_utils.cluster import reproduce_many, summary
+
+        how = {"only": only, "settings": given, "resume": resume, "run_dir": run_dir}
+        rows = reproduce_many(profiles, chosen, scheduler, workers, console, **how)
+        for profile in profiles:
+            show_ladder(profile, run_dir, console)
+        console.print(summary(rows), f"rows: {run_dir / 'runs.csv'}", highlight=False)
+        failed = [f"{row['profile']} (seed {row['seed']}): {row['error']}" for row in rows if row["status"] != "done"]
+        if failed:
+            _stop("\n".join([f"{len(failed)} of {len(rows)} runs failed:", *failed]), 1)
+
+
+def words(texts: list[str]) -> list[str]:
+    """["02", "03"] from ["02,03"] or ["02 03"]."""
+    return [word for text in texts for word in text.replace(",", " ").split()]
 
 
 def pairs(settings: list[str]) -> dict[str, str]:

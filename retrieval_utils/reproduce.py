@@ -48,13 +48,7 @@ def reproduce(
     `execution.NotebookFailed` at the first notebook that fails, `Interrupted` on Ctrl-C.
     """
     console = console or Console()
-    get_profile(profile)
-    notebooks = select(find_notebooks(notebooks_dir), only)
-    known = {path.stem: parameters_of(path) for path in notebooks}
-    typed = check_settings(settings or {}, known)
-    if "seed" in typed and seeds is not None:
-        raise ValueError("The seed is set twice, by --set seed and by --seeds: name one of them.")
-    seeds = [typed.pop("seed")] if "seed" in typed else list(seeds or [0])
+    notebooks, known, typed, seeds = check(profile, only, settings, notebooks_dir, seeds)
     if typed.get("data_root"):  # the notebooks stand in their own folder, the user somewhere else
         typed["data_root"] = _relative(Path(typed["data_root"]).expanduser(), notebooks_dir)
 
@@ -76,6 +70,26 @@ def reproduce(
                 values = {name: value for name, value in values.items() if name in known[path.stem]}
                 _run(path, folder, record, values, cold, progress)
     return records
+
+
+def check(
+    profile: str,
+    only: Sequence[str],
+    settings: Mapping[str, Any] | None,
+    notebooks_dir: str | Path,
+    seeds: Sequence[int] | None,
+) -> tuple[list[Path], dict[str, dict[str, str]], dict[str, Any], list[int]]:
+    """The notebooks chosen, the types of their parameters, settings of these types, and the seeds.
+
+    Raises ValueError or FileNotFoundError for a name or value that does not exist; runs nothing.
+    """
+    get_profile(profile)
+    notebooks = select(find_notebooks(notebooks_dir), only)
+    known = {path.stem: parameters_of(path) for path in notebooks}
+    typed = check_settings(settings or {}, known)
+    if "seed" in typed and seeds is not None:
+        raise ValueError("The seed is set twice, by --set seed and by --seeds: name one of them.")
+    return notebooks, known, typed, [typed.pop("seed")] if "seed" in typed else list(seeds or [0])
 
 
 def _run(path: Path, folder: Path, record: dict, parameters: dict[str, Any], cold: bool, progress: Progress) -> None:
@@ -222,11 +236,17 @@ def machine() -> dict[str, Any]:
     import psutil
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    cores = min(usable_cores(), int(threads)) if threads.isdecimal() else usable_cores()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     memory = round(psutil.virtual_memory().total / 1e9, 1)
     system = f"{platform.system()} {platform.machine()}"
     return {"system": system, "cores": cores, "memory_gb": memory, "device": device}
+
+
+def usable_cores() -> int:
+    """Cores that the system lets this process use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _entry(status: str, seconds: float, digest: str) -> dict[str, Any]:

@@ -109,8 +109,8 @@ def test_every_import_is_declared_and_every_dependency_imported(project, declare
     outside = imported - set(sys.stdlib_module_names) - {"retrieval_utils"}
     used = {canonicalize_name(name) for module in outside for name in packages[module]}
     core = {canonicalize_name(Requirement(text).name) for text in declared["dependencies"]}
-    course = {canonicalize_name(Requirement(text).name) for text in declared["optional-dependencies"]["course"]}
-    assert used <= core | course
+    extras = [*declared["optional-dependencies"]["course"], *declared["optional-dependencies"]["cluster"]]
+    assert used <= core | {canonicalize_name(Requirement(text).name) for text in extras}
     assert core <= used | {"ipywidgets"}
 
 
