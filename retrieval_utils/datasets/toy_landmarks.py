@@ -53,7 +53,7 @@ class Size:
     queries: int  # views more, for each test building
     distractors: tuple[int, int]
     streets: int  # database images without a landmark
-    city: tuple[str, ...] = tuple(STYLES)  # styles of test buildings and distractors
+    city: tuple[str, ...] = ()  # styles of test buildings and distractors; empty: all
 
 
 SIZES = {
@@ -185,7 +185,7 @@ def _jobs(size: Size, seed: int) -> list[_Job]:
     jobs: list[_Job] = []
     for part in (*TRAINING_PARTS, "test", "distractors"):
         buildings, views = getattr(size, part)
-        styles = tuple(STYLES) if part in TRAINING_PARTS else size.city
+        styles = size.city if part not in TRAINING_PARTS and size.city else tuple(STYLES)
         for style in (style for style in styles for _ in range(buildings)):
             jobs.append(_Job(seed, len(jobs), style, part, views, size.queries if part == "test" else 0))
     return jobs + [_Job(seed, len(jobs) + i, "street", "distractors", 1) for i in range(size.streets)]

@@ -275,7 +275,7 @@ def test_the_rule_of_the_labels(label, visible, size, yaw, hour, haze):
 def test_labels_come_in_sensible_shares(building):
     views = [plan_view(building, Lots(np.random.default_rng([8, i]))) for i in range(200)]
     shares = {label: count / 200 for label, count in Counter(view.label for view in views).items()}
-    assert 0.35 < shares["easy"] < 0.55 and 0.25 < shares["hard"] < 0.48 and 0.1 < shares["junk"] < 0.3
+    assert 0.45 < shares["easy"] < 0.65 and 0.25 < shares["hard"] < 0.48 and 0.04 < shares["junk"] < 0.2
 
 
 # ---- the folder
@@ -370,3 +370,11 @@ def test_bad_arguments_are_named(tmp_path, folder):
         generate_toy_landmarks(tmp_path, "small", seed=-1)
     with pytest.raises(ValueError, match="no part 'test'"):
         load_toy_training_set(folder, "test")
+
+
+def test_in_a_city_of_one_style_only_the_test_is_of_that_style():
+    jobs = toy_landmarks._jobs(SIZES["smoke"], 0)
+    styles = {part: {job.style for job in jobs if job.part == part} for part in ("categories", "instances", "test")}
+    everything = set(toy_landmarks.STYLES)
+    assert styles == {"categories": everything, "instances": everything, "test": {"timbered-house"}}
+    assert {job.style for job in jobs if job.part == "distractors"} == {"timbered-house", "street"}
