@@ -158,6 +158,7 @@ def load_steps(folder: str | Path) -> dict[str, dict]:
 
 
 TRAINING_CODE = ("pooling", "losses", "transforms", "networks", "training", "contrastive", "multistage", "finetuning")
+TRAINING_CODE += ("link_pairs", "recurrent_network", "autoret")
 
 
 @cache
