@@ -160,17 +160,17 @@ def load_autoret(weights: str | Path = "none", seed: int = 0, settings: PatchSet
     settings: of a random one; a file names its own. Raises FileNotFoundError, or ValueError for a file of another
     network.
     """
-    if str(weights) == "none":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return AutoRetNetwork(settings or PatchSettings()).eval()
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"There are no weights '{weights}' of AutoRet; give 'none' or the path of a file.")
-    saved = json.loads(read_safetensors(Path(weights))[1].get("settings", "{}"))
-    if "architecture" not in saved:
-        raise ValueError(f"'{weights}' holds no AutoRet network; give a file that save_network wrote of one.")
-    network = AutoRetNetwork(PatchSettings(**saved["architecture"]))
-    return load_weights(network, weights).eval()
+    if str(weights) != "none":
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"There are no weights '{weights}' of AutoRet; give 'none' or the path of a file.")
+        saved = json.loads(read_safetensors(Path(weights))[1].get("settings", "{}"))
+        if "architecture" not in saved:
+            raise ValueError(f"'{weights}' holds no AutoRet network; give a file that save_network wrote of one.")
+        settings = PatchSettings(**saved["architecture"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = AutoRetNetwork(settings or PatchSettings()).eval()
+    return network if str(weights) == "none" else load_weights(network, weights)
 
 
 def _backbone(settings: PatchSettings) -> tuple[nn.Module, int]:

@@ -164,7 +164,7 @@ def test_a_network_is_kept_in_a_file_with_its_architecture(tmp_path):
     images = torch.rand(2, 3, 48, 40)
     assert again.patching == network.patching and not again.training
     assert again(images).equal(network(images))
-    with pytest.raises(ValueError, match="another architecture|does not fit|no weights|missing|differ"):
+    with pytest.raises(ValueError, match="does not fit autoret"):
         load_weights(load_autoret(settings=SMALL), tmp_path / "net.safetensors")
 
 
@@ -177,10 +177,11 @@ def test_loading_refuses_what_is_no_autoret(tmp_path):
 
 
 def test_a_seed_gives_the_weights_and_another_gives_others():
+    drawn = torch.get_rng_state()
     first, same, other = (load_network("autoret", seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(first[key].equal(same[key]) for key in first)
     assert not first["embed.weight"].equal(other["embed.weight"])
-    assert torch.initial_seed() == torch.initial_seed()
+    assert torch.get_rng_state().equal(drawn)
 
 
 def test_other_backbones_fit():
@@ -248,7 +249,7 @@ def test_training_pulls_apart_what_cannot_be_linked_and_centres(cards):
     with torch.inference_mode():
         embeddings = network.pooled(torch.stack([data.view(index) for index in range(len(data))]))
     assert torch.allclose(embeddings.mean(dim=0), network.centre, atol=1e-4)
-    assert history["false_cannot_link"][0] == data.source.false_cannot_link(data.source.draw(0))
+    assert history["false_cannot_link"][0] == pytest.approx(data.source.false_cannot_link(data.source.draw(0)))
 
 
 def test_training_is_repeatable_and_other_seeds_are_others(cards):
@@ -313,6 +314,6 @@ def test_settings_refuse_bad_input(cards):
         train_autoret(load_autoret(settings=SMALL), cards, AutoRetSettings())
 
 
-def test_every_profile_has_settings_that_a_batch_of_its_data_fills():
+def test_profiles_depart_from_what_is_known_in_their_budget_alone():
     for profile in PROFILES.values():
         assert departures(profile.autoret).keys() <= {"batch_size", "epochs", "learning_rate"}, profile.name

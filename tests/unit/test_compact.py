@@ -38,7 +38,7 @@ def test_sixteen_kinds_of_parts_are_stored_without_loss_and_ranked_as_they_are()
     database = torch.cat(
         [book[torch.randint(16, (64,), generator=torch.Generator().manual_seed(s))] for s in (1, 2)], 1
     )
-    training = torch.cat([book, book.flip(0)], dim=1).repeat(4, 1)
+    training = torch.cat([book, book.flip(0)], dim=1)
     _, stands_for = product_codes(training, database, 8)
     assert torch.allclose(stands_for, database, atol=1e-6)
     queries = drawn(3, 16, seed=5)
