@@ -90,11 +90,10 @@ class _Renormalize(nn.Module):
 def load_network(name: str, weights: str | Path = "none", pooling: str = "gem", seed: int = 0) -> DescriptorNetwork:
     """A descriptor network by name.
 
-    name: one of BACKBONES, `timm/<name in timm>`, a short name in TIMM_NAMES such as dinov2-vits14, or "autoret" (random
-    or from a file, with its own pooling). weights: "none" (random, drawn with `seed`), "imagenet" (torchvision's
-    IMAGENET1K_V1), a name in CHECKPOINTS such as "moco-v2" (of a ResNet-50), "pretrained" (for timm: those its name
-    means), or the path of a file written by `save_network` or, for a ResNet, of a torch checkpoint. What is downloaded
-    is checked against its hash.
+    name: one of BACKBONES, `timm/<name in timm>`, a short name in TIMM_NAMES such as dinov2-vits14, or "autoret", which
+    pools in its own way. weights: "none" (random, drawn with `seed`), "imagenet" (torchvision's IMAGENET1K_V1), a name
+    in CHECKPOINTS such as "moco-v2" (of a ResNet-50), "pretrained" (for timm: those its name means), or the path of a
+    file of `save_network` or, for a ResNet, of a torch checkpoint. What is downloaded is checked against its hash.
     pooling: "gem" (Radenovic et al. 2018), "mac", "spoc", "rmac", "crow", or "cls", a vision transformer's class token.
     Raises ValueError, FileNotFoundError or OSError, one sentence.
     """
