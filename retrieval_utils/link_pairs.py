@@ -49,11 +49,11 @@ class LinkPairs:
         turns = np.floor(np.arange(1, count + 1) * self.can_link) - np.floor(np.arange(count) * self.can_link)
         can_link = turns > 0  # (N,)
         second = first.copy()
+        mates = {label: np.flatnonzero(self.known & (self.labels == label)) for label in np.unique(self.labels)}
         for place in np.flatnonzero(can_link & self.known[first]):
-            same = self.known & (self.labels == self.labels[first[place]])  # (N,)
-            same[first[place]] = False
-            if same.any():
-                second[place] = random.choice(np.flatnonzero(same))
+            same = mates[self.labels[first[place]]]
+            if same.size > 1:
+                second[place] = random.choice(same[same != first[place]])
         open_places = np.flatnonzero(~can_link)
         while open_places.size:
             second[open_places] = random.integers(0, count, open_places.size)
