@@ -125,27 +125,18 @@ def augmentation(settings: AutoRetSettings) -> v2.Compose:
     )
 
 
-def plain_view(settings: AutoRetSettings) -> v2.Compose:
-    """The middle of the image: (3, H, W) uint8 -> (3, S, S), normalised."""
-    size = settings.image_size
-    return v2.Compose(
-        [v2.Resize(size), v2.CenterCrop(size), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    )
-
-
 class PairImages(Dataset):
     """Item i: both images (3, S, S) of pair i of the epoch, can_link as bool, and the label that NT-Xent may know."""
 
     def __init__(self, training_set: TrainingSet, settings: AutoRetSettings):
         share = 1.0 if settings.loss == "nt-xent" else settings.can_link
         self.source = LinkPairs(training_set.labels, settings.label_fraction, share, settings.seed)
-        size = settings.image_size * 3 // 2
-        self.images = TrainingImages(training_set.images, training_set.labels, v2.PILToTensor(), 1, size)
-        self.plain, self.augment, self.augment_other = (
-            plain_view(settings),
-            augmentation(settings),
-            settings.augment_other,
-        )
+        size = settings.image_size
+        self.images = TrainingImages(training_set.images, training_set.labels, v2.PILToTensor(), 1, size * 3 // 2)
+        self.augment, self.augment_other = augmentation(settings), settings.augment_other
+        middle = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+        self.middles = [middle(self.images[index][0][0]) for index in range(len(self.images))]  # (3, S, S) uint8 each
+        self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -156,13 +147,14 @@ class PairImages(Dataset):
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor, bool, int]:
         first, second = int(self.pairs.first[item]), int(self.pairs.second[item])
-        other = self.augment if first == second or self.augment_other else self.plain
+        augmented = first == second or self.augment_other
+        other = self.augment(self.images[second][0][0]) if augmented else self.view(second)
         label = int(self.source.labels[first]) if self.source.known[first] else -1 - first  # nobody else's
-        return self.view(first), other(self.images[second][0][0]), bool(self.pairs.can_link[item]), label
+        return self.view(first), other, bool(self.pairs.can_link[item]), label
 
     def view(self, index: int) -> Tensor:
-        """(3, S, S) of image `index`, not augmented."""
-        return self.plain(self.images[index][0][0])
+        """(3, S, S) of the middle of image `index`, not augmented."""
+        return self.normalize(self.middles[index])
 
 
 class _Pairwise(pl.LightningModule):

@@ -63,7 +63,7 @@ PROFILES = {
             image_size=72,
             pretraining=replace(SMALL, epochs=16, image_size=48),
             finetuning=FinetuningSettings(epochs=28, image_size=48),
-            autoret=AutoRetSettings(epochs=3, batch_size=16, image_size=48),
+            autoret=AutoRetSettings(network=PatchSettings(width=16), epochs=2, batch_size=16, image_size=48),
         ),
         Profile(
             name="laptop",
