@@ -10,6 +10,11 @@ CLAIMS = (
     ("the road as a whole beats the classifier off the shelf", "ap-finetuned", "classifier"),
     ("control: the contrastive start serves the AP loss better than the classifier's", "ap-finetuned", "classifier-ap"),
     ("control: the contrastive start serves the AP loss better than none", "ap-finetuned", "scratch-ap"),
+    ("AutoRet: self-supervised pairs teach what an untrained network lacks", "autoret", "autoret-untrained"),
+    ("AutoRet: patches and their fusion retrieve better than the whole image", "autoret", "autoret-whole-image"),
+    ("AutoRet: a recurrent layer fuses patches better than their mean", "autoret", "autoret-mean"),
+    ("AutoRet: labels mixed in add to self-supervision", "autoret-labels", "autoret"),
+    ("control: AutoRet's pair regression retrieves better than NT-Xent", "autoret", "autoret-nt-xent"),
 )
 
 

@@ -118,8 +118,14 @@ def examine(criterion: Criterion, descriptors: Tensor, labels: Tensor, step: flo
     milliseconds = 1000 * (time.perf_counter() - started)
     scale = step * len(labels) ** 0.5 / gradient.norm().clamp(min=1e-12)
     moved = normalize(descriptors - scale * gradient, dim=1)  # (B, D)
-    return {"value": float(value.detach()), "gradient": gradient, "gradient norm": float(gradient.norm()), "ms": milliseconds,
-            "MB kept": kept.mb, "AP after": float(exact_ap(moved, labels).nanmean())}  # fmt: skip
+    return {
+        "value": float(value.detach()),
+        "gradient": gradient,
+        "gradient norm": float(gradient.norm()),
+        "ms": milliseconds,
+        "MB kept": kept.mb,
+        "AP after": float(exact_ap(moved, labels).nanmean()),
+    }
 
 
 def zoo_table(found: Mapping[str, Mapping]) -> pd.DataFrame:

@@ -90,17 +90,21 @@ class _Renormalize(nn.Module):
 def load_network(name: str, weights: str | Path = "none", pooling: str = "gem", seed: int = 0) -> DescriptorNetwork:
     """A descriptor network by name.
 
-    name: one of BACKBONES, `timm/<name in timm>`, or a short name in TIMM_NAMES such as dinov2-vits14. weights: "none"
-    (random, drawn with `seed`), "imagenet" (torchvision's IMAGENET1K_V1), a name in CHECKPOINTS such as "moco-v2" (of a
-    ResNet-50), "pretrained" (for timm: those its name means), or the path of a file written by `save_network` or, for a
-    ResNet, of a torch checkpoint. What is downloaded is checked against its hash.
+    name: one of BACKBONES, `timm/<name in timm>`, a short name in TIMM_NAMES such as dinov2-vits14, or "autoret", which
+    pools in its own way. weights: "none" (random, drawn with `seed`), "imagenet" (torchvision's IMAGENET1K_V1), a name
+    in CHECKPOINTS such as "moco-v2" (of a ResNet-50), "pretrained" (for timm: those its name means), or the path of a
+    file of `save_network` or, for a ResNet, of a torch checkpoint. What is downloaded is checked against its hash.
     pooling: "gem" (Radenovic et al. 2018), "mac", "spoc", "rmac", "crow", or "cls", a vision transformer's class token.
     Raises ValueError, FileNotFoundError or OSError, one sentence.
     """
     name, weights = TIMM_NAMES.get(name, name), str(weights)
+    if name == "autoret":
+        from retrieval_utils.recurrent_network import load_autoret  # which builds on this module
+
+        return load_autoret(weights, seed)
     of_timm = name.startswith("timm/")
     if not of_timm and name not in BACKBONES:
-        names = [*BACKBONES, *TIMM_NAMES]
+        names = [*BACKBONES, "autoret", *TIMM_NAMES]
         raise ValueError(f"There is no network '{name}'; choose one of {', '.join(names)} or timm/NAME.")
     _check_weights(name, weights)
     with torch.random.fork_rng(devices=[]):

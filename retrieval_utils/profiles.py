@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, replace
 
+from retrieval_utils.autoret import AutoRetSettings
 from retrieval_utils.contrastive import PretrainingSettings
 from retrieval_utils.finetuning import FinetuningSettings
+from retrieval_utils.recurrent_network import PatchSettings
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Profile:
     whitening_dim: int | None = 64
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
+    autoret: AutoRetSettings = field(default_factory=AutoRetSettings)
 
     def pretraining_settings(self, method: str, seed: int) -> PretrainingSettings:
         """The profile's pretraining with this method ("simclr" or "classifier") and seed; the budget is the same."""
@@ -51,6 +54,7 @@ PROFILES = {
             whitening_dim=16,
             pretraining=replace(SMALL, epochs=2, batch_size=32),
             finetuning=FinetuningSettings(epochs=2, batches=2, instances=8, head_dim=32),
+            autoret=AutoRetSettings(epochs=2, batch_size=10, image_size=32),
         ),
         Profile(
             name="smoke",
@@ -59,6 +63,7 @@ PROFILES = {
             image_size=72,
             pretraining=replace(SMALL, epochs=10, image_size=48),
             finetuning=FinetuningSettings(epochs=14, image_size=48),
+            autoret=AutoRetSettings(network=PatchSettings(width=16), epochs=2, batch_size=16, image_size=48),
         ),
         Profile(
             name="laptop",
@@ -66,6 +71,7 @@ PROFILES = {
             data="grocery-store",
             pretraining=SMALL,
             finetuning=FinetuningSettings(epochs=20),
+            autoret=AutoRetSettings(epochs=20, batch_size=32),
         ),
         Profile(
             name="gpu",
@@ -76,6 +82,7 @@ PROFILES = {
             whitening_dim=256,
             pretraining=replace(SMALL, epochs=100, batch_size=256, image_size=224, precision="bf16-mixed"),
             finetuning=FinetuningSettings(epochs=30, image_size=224, precision="bf16-mixed"),
+            autoret=AutoRetSettings(network=PatchSettings(backbone="resnet50"), image_size=224, precision="bf16-mixed"),
         ),
     )
 }

@@ -28,7 +28,7 @@ from retrieval_utils.protocol import state_sha256
 
 TRAINING_CODE = (
     *("pooling", "losses", "transforms", "networks", "training", "resume", "distributed", "validation"),
-    *("contrastive*", "multistage", "finetuning"),
+    *("contrastive*", "multistage", "finetuning", "link_pairs", "recurrent_network", "autoret"),
 )
 
 

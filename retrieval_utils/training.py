@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ from retrieval_utils.resume import SavedTraining, SaveEveryEpoch, WholeFile
 from retrieval_utils.transforms import load_image
 
 History = dict[str, list[float]]
+
+
+@contextmanager
+def drawn_with(seed: int) -> Iterator[None]:
+    """Whatever is drawn inside follows from `seed`, in any process; the random streams outside do not notice."""
+    with isolate_rng(include_cuda=False):
+        for set_seed in (torch.manual_seed, np.random.seed, random.seed):
+            set_seed(seed)
+        yield
 
 
 class TrainingImages(Dataset):
@@ -57,9 +67,7 @@ class TrainingImages(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int]:
         index, seed = item
         image = self.stored[index] if self.stored else load_image(self.paths[index], image_size=self.stored_size)
-        with isolate_rng(include_cuda=False):
-            for set_seed in (torch.manual_seed, np.random.seed, random.seed):
-                set_seed(seed)
+        with drawn_with(seed):
             return self.draw(image), int(self.labels[index])
 
     def draw(self, image: Image.Image) -> torch.Tensor:
@@ -84,10 +92,10 @@ class ShuffledBatches(Sampler[list[int]]):
             yield order[start : start + self.batch_size].tolist()
 
 
-class SeededBatches(Sampler[list[tuple[int, int]]]):
+class SeededBatches(Sampler[list[tuple]]):
     """The batches of another sampler, each index with the seed of its views; drawn by seed and epoch."""
 
-    def __init__(self, batches: Sampler[list[int]], seed: int):
+    def __init__(self, batches: Sampler[list], seed: int):
         self.batches, self.seed = batches, seed
 
     def set_epoch(self, epoch: int) -> None:
@@ -96,26 +104,26 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple]]:
         drawn = np.random.default_rng([self.seed, self.batches.epoch, 1])
         for batch in self.batches:
             yield list(zip(batch, drawn.integers(2**32, size=len(batch)).tolist(), strict=True))
 
 
-def training_loader(images: TrainingImages, batches: Sampler[list[int]], seed: int, device: str) -> DataLoader:
-    """A loader of `batches`, (B, V, 3, S, S) and labels (B,), whose content does not depend on its worker processes.
+def training_loader(images: Dataset, batches: Sampler[list], seed: int, device: str) -> DataLoader:
+    """A loader of `batches` of items (index, seed), whose content does not depend on its worker processes.
 
     One process augments while the others' cores train, or several if a card has to be fed. They are forked, so there
     are none where a notebook cannot fork, nor where the memory they share with the trainer is short, as in some
     containers.
     """
     workers = 0
-    if sys.platform == "linux" and len(images):
+    if sys.platform == "linux":
         cores = len(os.sched_getaffinity(0))
         workers = min(8, cores - 1) if resolve_device(device).type == "cuda" else min(1, cores - 1)
-        largest = max(len(batch) for batch in batches)
-        views = images[0, 0][0]
-        size = sum(view.nbytes for view in views) * largest
+        plan = list(batches)
+        item = images[plan[0][0], 0][0] if plan else ()  # what is tensors in an item, as a stack or a list
+        size = sum(view.nbytes for view in item) * max(map(len, plan), default=0)
         if shutil.disk_usage("/dev/shm").free < (2 * workers + 2) * size:
             workers = 0
     batches = SeededBatches(batches, seed)

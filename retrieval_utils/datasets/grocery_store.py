@@ -70,8 +70,23 @@ def load_grocery_training_set(root: Path, part: str, download: bool = False) -> 
         "instances": lambda row: "/Packages/" in row[0] and row[1] % 2 == 0,
     }[part]
     rows = [row for row in lists["train"] if is_part(row)]
-    numbers, labels = np.unique([label for _, label in rows], return_inverse=True)
-    name_of = {label: Path(path).parent.name for path, label in rows}
+    return _labelled(folder, rows, rows, part)
+
+
+def load_grocery_classes(root: Path, split: str, download: bool = False) -> TrainingSet:
+    """All photos of the official list `split` ("train", "val" or "test") with all of its classes as labels, 81 of them.
+
+    For retrieval by category: its train list holds products that the benchmark of instances tests.
+    """
+    folder, lists = _read(root, download)
+    return _labelled(folder, lists[split], [row for rows in lists.values() for row in rows], f"classes, {split} list")
+
+
+def _labelled(folder: Path, rows: list[Row], named: list[Row], part: str) -> TrainingSet:
+    """The photos `rows`, their labels counted through the class numbers that occur in `named`."""
+    numbers = np.unique([label for _, label in named])
+    labels = np.searchsorted(numbers, [label for _, label in rows])
+    name_of = {label: Path(path).parent.name for path, label in named}
     return TrainingSet(
         name=f"grocery-store/{part}",
         images=tuple(folder / path for path, _ in rows),

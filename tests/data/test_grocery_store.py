@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from retrieval_utils.datasets import load_benchmark, load_training_set
+from retrieval_utils.datasets.grocery_store import load_grocery_classes
 
 
 def below(benchmark_or_set, paths=None):
@@ -150,3 +151,13 @@ def test_no_real_photo_or_test_product_is_trained_on(real):
     validation = real["grocery-store-validation"]
     assert not trained & {*validation.images, *validation.queries}
     assert not test_products & {product(path) for path in (*validation.images, *validation.queries)}
+
+
+def test_classes_are_numbered_alike_in_every_list(root):
+    listing = root / "GroceryStoreDataset/dataset/test.txt"
+    listing.write_text("\n".join(listing.read_text().splitlines()[1:]))  # the test list lacks its first class
+    train, test = (load_grocery_classes(root, split) for split in ("train", "test"))
+    assert train.label_names == test.label_names and len(set(test.labels)) < len(test.label_names)
+    for part in (train, test):
+        assert [part.label_names[label] for label in part.labels] == [path.parent.name for path in part.images]
+    assert train.name == "grocery-store/classes, train list" and train.fingerprint != test.fingerprint
