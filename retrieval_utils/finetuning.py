@@ -66,15 +66,21 @@ def finetune(network: DescriptorNetwork, training_set: TrainingSet, settings: Fi
         training_set.labels, settings.instances, settings.images_per_instance, settings.batches, settings.seed
     )
     loader = DataLoader(images, batch_sampler=sampler)
-    if settings.head_dim:
-        size = settings.image_size * 3 // 2
-        descriptors = extract_descriptors(network, training_set.images, image_size=size, device=settings.device)
-        whitening = PCAWhitening.fit(descriptors, dim=settings.head_dim)
-        network.cpu().add_head(whitening.projection, -whitening.projection @ whitening.mean)
+    add_whitening_head(network, training_set, settings.head_dim, settings.image_size * 3 // 2, settings.device)
     module = _FineTuning(network, losses[settings.loss](), settings)
     history = fit(module, loader, settings.epochs, settings.loss, settings.device, settings.precision)
     network.cpu().eval()
     return history
+
+
+def add_whitening_head(
+    network: DescriptorNetwork, training_set: TrainingSet, dim: int, image_size: int, device: str
+) -> None:
+    """Gives `network` a linear head of `dim` outputs that is the PCA whitening of the training images; none for 0."""
+    if dim:
+        descriptors = extract_descriptors(network, training_set.images, image_size=image_size, device=device)
+        whitening = PCAWhitening.fit(descriptors, dim=dim)
+        network.cpu().add_head(whitening.projection, -whitening.projection @ whitening.mean)
 
 
 class BalancedBatches(Sampler[list[int]]):

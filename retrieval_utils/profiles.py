@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from retrieval_utils.contrastive import PretrainingSettings
 from retrieval_utils.finetuning import FinetuningSettings
+from retrieval_utils.lrml import LRMLSettings
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Profile:
     whitening_dim: int | None = 64
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
+    lrml: LRMLSettings = field(default_factory=LRMLSettings)
 
     def pretraining_settings(self, method: str, seed: int) -> PretrainingSettings:
         """The profile's pretraining with this method ("simclr" or "classifier") and seed; the budget is the same."""
@@ -32,6 +34,10 @@ class Profile:
     def finetuning_settings(self, seed: int, loss: str | None = None) -> FinetuningSettings:
         """The profile's fine-tuning with this seed, and this loss if named."""
         return replace(self.finetuning, seed=seed, loss=loss or self.finetuning.loss)
+
+    def lrml_settings(self, seed: int, loss: str | None = None) -> LRMLSettings:
+        """The profile's training on tuples with this seed, and the loss of this arm if named; one budget for all."""
+        return replace(self.lrml, seed=seed, loss=loss or self.lrml.loss)
 
 
 # SimCLR without its projection head: telling one photo from all others is what retrieval does too, so nothing has to be
@@ -51,6 +57,7 @@ PROFILES = {
             whitening_dim=16,
             pretraining=replace(SMALL, epochs=2, batch_size=32),
             finetuning=FinetuningSettings(epochs=2, batches=2, instances=8, head_dim=32),
+            lrml=LRMLSettings(epochs=2, batches=2, mine_every=1, tuples=4, pool=40, head_dim=32),
         ),
         Profile(
             name="smoke",
@@ -59,6 +66,7 @@ PROFILES = {
             image_size=72,
             pretraining=replace(SMALL, epochs=16, image_size=48),
             finetuning=FinetuningSettings(epochs=28, image_size=48),
+            lrml=LRMLSettings(epochs=4, batches=12, mine_every=6, pool=200, image_size=48),
         ),
         Profile(
             name="laptop",
@@ -66,6 +74,7 @@ PROFILES = {
             data="grocery-store",
             pretraining=SMALL,
             finetuning=FinetuningSettings(epochs=20),
+            lrml=LRMLSettings(epochs=10),
         ),
         Profile(
             name="gpu",
@@ -76,6 +85,7 @@ PROFILES = {
             whitening_dim=256,
             pretraining=replace(SMALL, epochs=100, batch_size=256, image_size=224, precision="bf16-mixed"),
             finetuning=FinetuningSettings(epochs=30, image_size=224, precision="bf16-mixed"),
+            lrml=LRMLSettings(epochs=30, image_size=224, precision="bf16-mixed"),
         ),
     )
 }

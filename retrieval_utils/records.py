@@ -157,7 +157,10 @@ def load_steps(folder: str | Path) -> dict[str, dict]:
     return {record["step"]: record for record in (json.loads(file.read_text()) for file in files)}
 
 
-TRAINING_CODE = ("pooling", "losses", "transforms", "networks", "training", "contrastive", "multistage", "finetuning")
+TRAINING_CODE = (
+    *("pooling", "losses", "transforms", "networks", "training", "contrastive", "multistage", "finetuning"),
+    *("mining", "lrml"),
+)
 
 
 @cache
