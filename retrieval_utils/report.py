@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from retrieval_utils.claims import verdicts, what_decides
+from retrieval_utils.claims import CLAIMS, LRML_CLAIMS, verdicts, what_decides
 from retrieval_utils.datasets.catalogue import TABLE as DATASETS
 from retrieval_utils.evaluation import SETUPS
 from retrieval_utils.plotting import CONTROLS, LADDER
@@ -167,7 +167,7 @@ def results_block(results: str | Path, profile: str) -> str:
     seeds = sorted(frame["seed"].unique())
     what = f"`{profile}`: {PROFILES[profile].about}; {len(seeds)} seed{'s' * (len(seeds) > 1)}."
     parts = [what, markdown(table), f"{LEGEND} {' '.join(lines)}"]
-    claims = verdicts(frame)
+    claims = verdicts(frame, (*CLAIMS, *LRML_CLAIMS))
     if not claims.empty:
         parts += [CLAIMS_LEGEND, markdown(claims)]
     return "\n\n".join(parts)
