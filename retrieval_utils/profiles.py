@@ -66,7 +66,7 @@ PROFILES = {
             image_size=72,
             pretraining=replace(SMALL, epochs=16, image_size=48),
             finetuning=FinetuningSettings(epochs=28, image_size=48),
-            lrml=LRMLSettings(epochs=4, batches=12, mine_every=6, pool=200, image_size=48),
+            lrml=LRMLSettings(epochs=3, batches=8, pool=150, image_size=48),
         ),
         Profile(
             name="laptop",
