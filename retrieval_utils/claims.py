@@ -30,9 +30,8 @@ def verdicts(frame: pd.DataFrame, claims: Sequence[tuple[str, str, str]] = CLAIM
     """One row a claim and set-up: mAP differences, plain and whitened, and a verdict on both.
 
     frame: scores with the columns of results/<profile>.csv. claims: the claim, the step that is to be better, and the
-    other one. A claim holds where the difference is positive for every
-    seed, plain and whitened; it does not hold where it is negative for every seed, both ways; else it is open.
-    Steps that are not recorded are left out.
+    other one. A claim holds where the difference is positive for every seed, plain and whitened; it does not hold where
+    it is negative for every seed, both ways; else it is open. Steps that are not recorded are left out.
     """
     scores = frame.pivot_table(index=["setup", "seed"], columns="step", values="mean_ap", sort=False)
     rows = []
