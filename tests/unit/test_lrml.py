@@ -125,7 +125,7 @@ def test_ranked_margins_order_the_negatives_and_one_margin_does_not():
     for arm in ("lrml", "contrastive"):
         negatives = (drawn(1, 5, 12, seed=2) + 3 * drawn(1, 1, 12, seed=4)).requires_grad_()
         query, loss = drawn(1, 1, 12, seed=4), tuple_loss(replace(SETTINGS, loss=arm, margin=0.8, delta=0.1, order=0.0))
-        optimiser = torch.optim.Adam([negatives], lr=0.02)
+        optimiser = torch.optim.SGD([negatives], lr=1.0)  # comes to a margin from below: beyond, nothing pulls back
         for _ in range(400):
             optimiser.zero_grad()
             tuples = torch.cat([query, query, normalize(negatives, dim=2)], dim=1)
@@ -155,10 +155,20 @@ def test_losses_that_cannot_work_say_why(call, message):
         call()
 
 
+def when_trained(act):
+    """A hook that acts on the images of every forward pass with a gradient; describing for mining has none."""
+
+    def hook(module, inputs, output):
+        if output.requires_grad:
+            act(inputs[0])
+
+    return hook
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_trains_on_as_many_images(cards, arm):
     settings, network, seen = replace(SETTINGS, loss=arm), load_network("resnet18-thin"), []
-    network.register_forward_hook(lambda _, inputs, output: output.requires_grad and seen.append(len(inputs[0])))
+    network.register_forward_hook(when_trained(lambda images: seen.append(len(images))))
     history = learn_to_rank(network, cards, settings)
     assert sum(seen) == settings.images == 2 * 2 * 28 and set(seen) == {28}
     assert len(history["loss"]) == 2 and network.dim == 16 and not network.training
@@ -181,11 +191,11 @@ def test_mining_asks_the_network_as_it_is_after_every_n_steps(cards, monkeypatch
         return whole(net, paths, **options)
 
     monkeypatch.setattr(lrml, "extract_descriptors", extract)
-    network.register_forward_hook(lambda _, __, output: output.requires_grad and steps.append(1))
+    network.register_forward_hook(when_trained(lambda images: steps.append(1)))
     history = learn_to_rank(network, cards, replace(SETTINGS, batches=5, mine_every=2))
     assert [done for done, _ in states] == [0, 2, 4, 5, 7, 9]
     assert len({state for _, state in states}) == 6
-    assert history["described"][1] == 2 * history["described"][0] or history["described"][1] > 3 * 30
+    assert all(30 <= total / number <= 38 for total, number in zip(history["described"], (3, 6), strict=True))
 
 
 @pytest.mark.parametrize("frozen", [True, False])
