@@ -49,7 +49,7 @@ class LRMLLoss(nn.Module):
             distances = squared[:, 1:].clamp(min=1e-12).sqrt()  # (B, K)
             rank = torch.arange(distances.shape[1]).to(distances)  # (K,) from 0
             repelled = (self.margin + rank * self.delta - distances).clamp(min=0).square()  # (B, K)
-            loss = (squared[:, 0] + repelled.sum(dim=1)) / 2  # (B,)
+            loss = torch.cat([squared[:, :1], repelled], dim=1).sum(dim=1) / 2  # (B,) added up as in ContrastiveLoss
             if self.order:
                 wanted = (rank[None, :] - rank[:, None]) * self.delta  # (K, K) how much farther the column should be
                 wrong = (distances[:, :, None] - distances[:, None, :] + wanted).clamp(min=0)  # (B, K, K)
