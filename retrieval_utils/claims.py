@@ -1,6 +1,8 @@
-"""The claims of Wu, Luo and Wunsch (2022), each as a difference between two steps, and the verdict the records give."""
+"""The claims of the papers, each as a difference between two steps, and the verdict the records give."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -10,24 +12,40 @@ CLAIMS = (
     ("the road as a whole beats the classifier off the shelf", "ap-finetuned", "classifier"),
     ("control: the contrastive start serves the AP loss better than the classifier's", "ap-finetuned", "classifier-ap"),
     ("control: the contrastive start serves the AP loss better than none", "ap-finetuned", "scratch-ap"),
+)
+
+# Fan, Zhao, Zhao, Liu, Hu (2019), reconstructed: every step named lrml is trained on as many images.
+LRML_CLAIMS = (
+    ("LRML: negatives at distances by rank do better than at one distance", "lrml", "lrml-contrastive"),
+    ("LRML does better than the triplet loss", "lrml", "lrml-triplet"),
+    ("LRML does better than the quadruplet loss", "lrml", "lrml-quadruplet"),
+    ("LRML does better than the lifted structure loss", "lrml", "lrml-lifted-structure"),
+    ("LRML does better than margin sample mining", "lrml", "lrml-margin-sample-mining"),
+    ("LRML: five mined negatives do better than an AP loss on the whole batch", "lrml", "lrml-ap"),
+    ("control: LRML training adds to contrastive features", "lrml", "contrastive"),
+)
+
+# The AutoRet paper (2022), reconstructed: every step named autoret has the same images and budget.
+AUTORET_CLAIMS = (
     ("AutoRet: self-supervised pairs teach what an untrained network lacks", "autoret", "autoret-untrained"),
     ("AutoRet: patches and their fusion retrieve better than the whole image", "autoret", "autoret-whole-image"),
     ("AutoRet: a recurrent layer fuses patches better than their mean", "autoret", "autoret-mean"),
     ("AutoRet: labels mixed in add to self-supervision", "autoret-labels", "autoret"),
     ("control: AutoRet's pair regression retrieves better than NT-Xent", "autoret", "autoret-nt-xent"),
 )
+ALL_CLAIMS = CLAIMS + LRML_CLAIMS + AUTORET_CLAIMS
 
 
-def verdicts(frame: pd.DataFrame) -> pd.DataFrame:
+def verdicts(frame: pd.DataFrame, claims: Sequence[tuple[str, str, str]] = CLAIMS) -> pd.DataFrame:
     """One row a claim and set-up: mAP differences, plain and whitened, and a verdict on both.
 
-    frame: scores with the columns of results/<profile>.csv. A claim holds where the difference is positive for every
-    seed, plain and whitened; it does not hold where it is negative for every seed, both ways; else it is open.
-    Steps that are not recorded are left out.
+    frame: scores with the columns of results/<profile>.csv. claims: the claim, the step that is to be better, and the
+    other one. A claim holds where the difference is positive for every seed, plain and whitened; it does not hold where
+    it is negative for every seed, both ways; else it is open. Steps that are not recorded are left out.
     """
     scores = frame.pivot_table(index=["setup", "seed"], columns="step", values="mean_ap", sort=False)
     rows = []
-    for claim, better, worse in CLAIMS:
+    for claim, better, worse in claims:
         if not {better, worse} <= set(scores.columns):
             continue
         for setup in scores.index.unique("setup"):

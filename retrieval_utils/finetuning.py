@@ -112,10 +112,7 @@ def finetune(
         training_set.labels, settings.instances, settings.images_per_instance, settings.batches, settings.seed
     )
     loader = training_loader(images, sampler, settings.seed, settings.device)
-    if settings.head_dim:
-        descriptors = extract_descriptors(network, training_set.images, image_size=size, device=settings.device)
-        whitening = PCAWhitening.fit(descriptors, dim=settings.head_dim)
-        network.cpu().add_head(whitening.projection, -whitening.projection @ whitening.mean)
+    add_whitening_head(network, training_set, settings.head_dim, size, settings.device)
     module = _FineTuning(network, criterion, settings)
     history = fit(
         *(module, loader, settings.epochs, settings.loss, settings.device, settings.precision),
@@ -128,6 +125,16 @@ def finetune(
     for best in watchers:
         best.restore()
     return history
+
+
+def add_whitening_head(
+    network: DescriptorNetwork, training_set: TrainingSet, dim: int, image_size: int, device: str
+) -> None:
+    """Gives `network` a linear head of `dim` outputs that is the PCA whitening of the training images; none for 0."""
+    if dim:
+        descriptors = extract_descriptors(network, training_set.images, image_size=image_size, device=device)
+        whitening = PCAWhitening.fit(descriptors, dim=dim)
+        network.cpu().add_head(whitening.projection, -whitening.projection @ whitening.mean)
 
 
 class BalancedBatches(Sampler[list[int]]):

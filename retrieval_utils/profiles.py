@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from retrieval_utils.autoret import AutoRetSettings
 from retrieval_utils.contrastive import PretrainingSettings
 from retrieval_utils.finetuning import FinetuningSettings
+from retrieval_utils.lrml import LRMLSettings
 from retrieval_utils.recurrent_network import PatchSettings
 
 
@@ -27,6 +28,7 @@ class Profile:
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     autoret: AutoRetSettings = field(default_factory=AutoRetSettings)
+    lrml: LRMLSettings = field(default_factory=LRMLSettings)
 
     def pretraining_settings(self, method: str, seed: int) -> PretrainingSettings:
         """The profile's pretraining with this method ("simclr" or "classifier") and seed; the budget is the same."""
@@ -35,6 +37,10 @@ class Profile:
     def finetuning_settings(self, seed: int, loss: str | None = None) -> FinetuningSettings:
         """The profile's fine-tuning with this seed, and this loss if named."""
         return replace(self.finetuning, seed=seed, loss=loss or self.finetuning.loss)
+
+    def lrml_settings(self, seed: int, loss: str | None = None) -> LRMLSettings:
+        """The profile's training on tuples with this seed, and the loss of this arm if named; one budget for all."""
+        return replace(self.lrml, seed=seed, loss=loss or self.lrml.loss)
 
 
 # SimCLR without its projection head: telling one photo from all others is what retrieval does too, so nothing has to be
@@ -55,6 +61,7 @@ PROFILES = {
             pretraining=replace(SMALL, epochs=2, batch_size=32),
             finetuning=FinetuningSettings(epochs=2, batches=2, instances=8, head_dim=32),
             autoret=AutoRetSettings(epochs=2, batch_size=10, image_size=32),
+            lrml=LRMLSettings(epochs=2, batches=2, mine_every=1, tuples=4, pool=40, head_dim=32),
         ),
         Profile(
             name="smoke",
@@ -64,6 +71,7 @@ PROFILES = {
             pretraining=replace(SMALL, epochs=10, image_size=48),
             finetuning=FinetuningSettings(epochs=14, image_size=48),
             autoret=AutoRetSettings(network=PatchSettings(width=16), epochs=2, batch_size=16, image_size=48),
+            lrml=LRMLSettings(epochs=3, batches=8, pool=150, image_size=48),
         ),
         Profile(
             name="laptop",
@@ -72,6 +80,7 @@ PROFILES = {
             pretraining=SMALL,
             finetuning=FinetuningSettings(epochs=20),
             autoret=AutoRetSettings(epochs=20, batch_size=32),
+            lrml=LRMLSettings(epochs=10),
         ),
         Profile(
             name="gpu",
@@ -83,6 +92,7 @@ PROFILES = {
             pretraining=replace(SMALL, epochs=100, batch_size=256, image_size=224, precision="bf16-mixed"),
             finetuning=FinetuningSettings(epochs=30, image_size=224, precision="bf16-mixed"),
             autoret=AutoRetSettings(network=PatchSettings(backbone="resnet50"), image_size=224, precision="bf16-mixed"),
+            lrml=LRMLSettings(epochs=30, image_size=224, precision="bf16-mixed"),
         ),
     )
 }

@@ -26,8 +26,9 @@ LEGEND = (
     f" Minutes: training, of all that a step builds on. Controls, not rungs: {', '.join(CONTROLS)}."
 )
 CLAIMS_LEGEND = (
-    "What this says of the claims of Wu, Luo and Wunsch (2022): differences of mAP, mean over seeds (lowest to highest"
-    " seed). A claim holds where every seed says so, plain and whitened; where they disagree it is open."
+    "What this says of the claims of Wu, Luo and Wunsch (2022), and of LRML (2019) and AutoRet (2022), both"
+    " reconstructed: differences of mAP, mean over seeds (lowest to highest seed). A claim holds where every seed says"
+    " so, plain and whitened; where they disagree it is open."
 )
 
 
@@ -168,7 +169,7 @@ def results_block(results: str | Path, profile: str) -> str:
     seeds = sorted(frame["seed"].unique())
     what = f"`{profile}`: {PROFILES[profile].about}; {len(seeds)} seed{'s' * (len(seeds) > 1)}."
     parts = [what, markdown(table), f"{LEGEND} {' '.join(lines)}"]
-    claims = verdicts(frame)
+    claims = verdicts(frame, ALL_CLAIMS)
     if not claims.empty:
         parts += [CLAIMS_LEGEND, markdown(claims)]
     return "\n\n".join(parts)

@@ -28,7 +28,8 @@ from retrieval_utils.protocol import state_sha256
 
 TRAINING_CODE = (
     *("pooling", "losses", "transforms", "networks", "training", "resume", "distributed", "validation"),
-    *("contrastive*", "multistage", "finetuning", "link_pairs", "recurrent_network", "autoret"),
+    *("contrastive*", "multistage", "finetuning", "mining", "lrml"),
+    *("link_pairs", "recurrent_network", "autoret"),
 )
 
 

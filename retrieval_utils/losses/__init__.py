@@ -4,6 +4,7 @@ Every loss works on scores (Q, N) with a mask of positives, so it takes any batc
 """
 
 from retrieval_utils.losses.base import RetrievalLoss
+from retrieval_utils.losses.metric import LiftedStructureLoss, MarginSampleMiningLoss, QuadrupletLoss
 from retrieval_utils.losses.pairs import ContrastiveLoss, NTXentLoss, TripletLoss
 from retrieval_utils.losses.quantized import FastAPLoss, QuantizedAPLoss
 from retrieval_utils.losses.smooth import RecallLoss, SmoothAPLoss, SupAPLoss
@@ -14,7 +15,10 @@ __all__ = [
     "ContrastiveLoss",
     "FastAPLoss",
     "LRMLLoss",
+    "LiftedStructureLoss",
+    "MarginSampleMiningLoss",
     "NTXentLoss",
+    "QuadrupletLoss",
     "QuantizedAPLoss",
     "RecallLoss",
     "RetrievalLoss",

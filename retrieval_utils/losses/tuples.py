@@ -43,23 +43,32 @@ class LRMLLoss(nn.Module):
 
         Raises ValueError for shapes that do not fit, a nan, and a norm other than one.
         """
-        shapes = tuple(tuple(t.shape) for t in (queries, positives, negatives))
-        if queries.ndim != 2 or positives.shape != queries.shape or shapes[2][::2] != shapes[0] or negatives.ndim != 3:
-            raise ValueError(f"Tuples are (B, D), (B, D) and (B, K, D), got {', '.join(map(str, shapes))}.")
+        queries, others = check_tuples(queries, positives, negatives)  # (B, D), (B, 1 + K, D)
         with torch.autocast(queries.device.type, enabled=False):
-            others = torch.cat([positives[:, None], negatives], dim=1)  # (B, 1 + K, D)
-            queries, others = _at_least_float32(queries), _at_least_float32(others)
-            _check_unit_norm(torch.cat([queries, others.flatten(0, 1)]).detach())
             squared = _squared_distances(torch.einsum("bd,bkd->bk", queries, others))  # (B, 1 + K)
             distances = squared[:, 1:].clamp(min=1e-12).sqrt()  # (B, K)
             rank = torch.arange(distances.shape[1]).to(distances)  # (K,) from 0
             repelled = (self.margin + rank * self.delta - distances).clamp(min=0).square()  # (B, K)
-            loss = (squared[:, 0] + repelled.sum(dim=1)) / 2  # (B,)
+            loss = torch.cat([squared[:, :1], repelled], dim=1).sum(dim=1) / 2  # (B,) added up as in ContrastiveLoss
             if self.order:
                 wanted = (rank[None, :] - rank[:, None]) * self.delta  # (K, K) how much farther the column should be
                 wrong = (distances[:, :, None] - distances[:, None, :] + wanted).clamp(min=0)  # (B, K, K)
                 loss = loss + self.order * wrong.triu(1).sum(dim=(1, 2))
             return loss.mean()
+
+
+def check_tuples(queries: Tensor, positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries (B, D) and the others of each tuple (B, 1 + K, D), the positive first, in float32 or wider.
+
+    Raises ValueError unless they are (B, D), (B, D) and (B, K, D), finite, and of norm one.
+    """
+    shapes = tuple(tuple(t.shape) for t in (queries, positives, negatives))
+    if queries.ndim != 2 or positives.shape != queries.shape or shapes[2][::2] != shapes[0] or negatives.ndim != 3:
+        raise ValueError(f"Tuples are (B, D), (B, D) and (B, K, D), got {', '.join(map(str, shapes))}.")
+    others = _at_least_float32(torch.cat([positives[:, None], negatives], dim=1))  # (B, 1 + K, D)
+    queries = _at_least_float32(queries)
+    _check_unit_norm(torch.cat([queries, others.flatten(0, 1)]).detach())
+    return queries, others
 
 
 class AutoEmbedderLoss(nn.Module):

@@ -18,6 +18,7 @@ NAMES = (
     "03_average_precision_loss",
     "04_ap_finetuning",
     "05_evaluation_and_ladder",
+    "06_learning_to_rank",
     "07_autoret",
     "08_search_at_scale",
 )

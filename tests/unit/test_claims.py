@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from retrieval_utils.claims import beyond_the_seeds, verdicts, what_decides
+from retrieval_utils.claims import LRML_CLAIMS, beyond_the_seeds, verdicts, what_decides
 
 
 def scores(values: dict[str, list[float]]) -> pd.DataFrame:
@@ -37,6 +37,13 @@ def test_differences_are_shown_with_their_seed_spread():
 
 def test_steps_that_are_missing_are_left_out():
     assert verdicts(scores({"random": [0.1], "classifier": [0.2]})).empty
+
+
+def test_the_claims_of_another_paper_are_judged_by_the_same_rule():
+    frame = scores({"lrml": [0.5, 0.6], "lrml-contrastive": [0.4, 0.5], "lrml-triplet": [0.5, 0.7]})
+    table = verdicts(frame, LRML_CLAIMS).set_index("claim")["verdict"]
+    assert table.tolist() == ["holds", "open"]
+    assert verdicts(frame).empty
 
 
 def test_an_ablation_sets_both_methods_side_by_side():
