@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from retrieval_utils.claims import beyond_the_seeds, verdicts, what_decides
+from retrieval_utils.claims import ALL_CLAIMS, beyond_the_seeds, verdicts, what_decides
 from retrieval_utils.datasets.catalogue import TABLE as DATASETS
 from retrieval_utils.evaluation import SETUPS
 from retrieval_utils.plotting import CONTROLS, LADDER
