@@ -228,6 +228,7 @@ def fit(
         logging.getLogger(quiet).setLevel(logging.ERROR)
     record = EpochHistory(name)
     module.train()  # Lightning keeps the mode it finds, and networks are loaded in evaluation mode
+    module.to(memory_format=torch.channels_last)  # as its images are
     accelerator, _, index = device.partition(":")
     on_card = resolve_device(device).type == "cuda"
     check_processes(devices, nodes, module, on_card)

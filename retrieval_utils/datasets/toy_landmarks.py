@@ -61,7 +61,7 @@ SIZES = {
     # An old town of timbered houses: whoever knows them from churches has learned nothing yet about which house it is,
     # as with the colleges of Oxford.
     "smoke": Size(
-        categories=(120, 1),
+        categories=(80, 1),
         instances=(10, 8),
         test=(40, 9),
         queries=2,
