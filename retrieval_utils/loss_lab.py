@@ -71,7 +71,8 @@ class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
 
 def zoo() -> dict[str, Criterion]:
     """Every loss of the package as a function of (descriptors, labels), by name."""
-    lrml, autoret = losses.LRMLLoss(), losses.AutoEmbedderLoss(alpha=1.4)  # about the distance of unrelated vectors
+    lrml, quadruplet = losses.LRMLLoss(), losses.QuadrupletLoss()
+    autoret = losses.AutoEmbedderLoss(alpha=1.4)  # about the distance of unrelated vectors
     return {
         "contrastive": losses.ContrastiveLoss(),
         "triplet": losses.TripletLoss(),
@@ -82,6 +83,9 @@ def zoo() -> dict[str, Criterion]:
         "Smooth-AP": losses.SmoothAPLoss(0.05),
         "SupAP": losses.SupAPLoss(),
         "recall@k": losses.RecallLoss(rank_temperature=0.05),
+        "lifted structure": losses.LiftedStructureLoss(),
+        "margin sample mining": losses.MarginSampleMiningLoss(),
+        "quadruplet (tuples)": lambda x, labels: quadruplet(*tuples(x, labels)),
         "LRML (tuples)": lambda x, labels: lrml(*tuples(x, labels)),
         "AutoRet (pairs)": lambda x, labels: autoret(*pairs(x, labels)),
     }
