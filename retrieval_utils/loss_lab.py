@@ -148,6 +148,7 @@ def zoo_figure(found: Mapping[str, Mapping], ap) -> Figure:
         force = np.asarray(one["gradient"].norm(dim=1))  # (B,)
         ax.plot(ap, force / max(force.mean(), 1e-12), "o", color=QUERY, markersize=2.5, alpha=0.5)
         ax.axhline(1, color="black", linewidth=0.6)
+        ax.set_yscale("symlog", linthresh=4)  # margin sample mining moves four images of the batch, thirty times as far
         ax.set_title(name, fontsize=10)
     figure.supxlabel("AP of the image as a query", fontsize=10)
     figure.supylabel("gradient, as a multiple of the mean", fontsize=10)
