@@ -20,7 +20,8 @@ import pandas as pd
 import torch
 
 from retrieval_utils.claims import beyond_the_seeds
-from retrieval_utils.contrastive import METHODS, pretrain
+from retrieval_utils.contrastive import pretrain
+from retrieval_utils.contrastive_methods import METHODS
 from retrieval_utils.datasets import TrainingSet, load_benchmark, load_training_set
 from retrieval_utils.evaluation import evaluate
 from retrieval_utils.extraction import extract_descriptors

@@ -7,20 +7,16 @@ the same two augmented views an image, the same batches, steps, optimiser and sc
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
 
-from retrieval_utils.contrastive_base import mean_rank_of_positive
-from retrieval_utils.contrastive_methods import METHODS
-from retrieval_utils.contrastive_views import TrainingCrops
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.networks import DescriptorNetwork
 from retrieval_utils.resume import SavedTraining
 from retrieval_utils.training import History, ShuffledBatches, fit, training_loader
-
-__all__ = ["METHODS", "PretrainingSettings", "mean_rank_of_positive", "pretrain"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,11 @@ def pretrain(
     saved. Raises ValueError for an unknown method, a batch or a queue larger than the set, a momentum outside [0, 1],
     or a checkpoint of another training.
     """
-    _check(settings, training_set)
+    # Here, because Lightly takes seconds to import, and most who import this module reuse a network or want settings.
+    from retrieval_utils.contrastive_methods import METHODS
+    from retrieval_utils.contrastive_views import TrainingCrops
+
+    _check(settings, training_set, METHODS)
     saved = SavedTraining.of(checkpoint, network, training_set, settings)
     pl.seed_everything(settings.seed, verbose=False)
     method = METHODS[settings.method]
@@ -80,12 +80,12 @@ def pretrain(
     return history
 
 
-def _check(settings: PretrainingSettings, training_set: TrainingSet) -> None:
-    if settings.method not in METHODS:
-        near = difflib.get_close_matches(settings.method, METHODS, n=1)
+def _check(settings: PretrainingSettings, training_set: TrainingSet, methods: Collection[str]) -> None:
+    if settings.method not in methods:
+        near = difflib.get_close_matches(settings.method, methods, n=1)
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         raise ValueError(
-            f"There is no pretraining method '{settings.method}'{hint}; choose one of {', '.join(METHODS)}."
+            f"There is no pretraining method '{settings.method}'{hint}; choose one of {', '.join(methods)}."
         )
     if settings.batch_size > len(training_set.images):
         raise ValueError(

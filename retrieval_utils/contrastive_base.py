@@ -116,8 +116,9 @@ class MethodWithTeacher(ContrastiveMethod):
         step = self.global_step
         super().optimizer_step(*args, **kwargs)
         m = self.momentum(step)
-        update_momentum(self.network, self.teacher, m)
-        update_momentum(self.head, self.teacher_head, m)
+        # In one call, because the head may have no parameters, and Lightly refuses a module without any.
+        student, teacher = nn.ModuleList([self.network, self.head]), nn.ModuleList([self.teacher, self.teacher_head])
+        update_momentum(student, teacher, m)
 
     @torch.no_grad()
     def teach(self, views: Tensor) -> Tensor:

@@ -25,13 +25,15 @@ class Profile:
     image_size: int = 96  # longer side at test time, pixels: half as large again as the training crops show it
     scales: tuple[float, ...] = (1.0,)
     whitening_dim: int | None = 64
+    whitening_images: int | None = None  # at most so many training images it is fitted on, evenly spread; None: all
     pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
     autoret: AutoRetSettings = field(default_factory=AutoRetSettings)
+    label_fractions: tuple[float, ...] = (0.1, 0.25, 0.5)  # that AutoRet also trains with, between none and all
     lrml: LRMLSettings = field(default_factory=LRMLSettings)
 
     def pretraining_settings(self, method: str, seed: int) -> PretrainingSettings:
-        """The profile's pretraining with this method ("simclr" or "classifier") and seed; the budget is the same."""
+        """The profile's pretraining with this method and seed; the budget is the same for all."""
         return replace(self.pretraining, method=method, seed=seed)
 
     def finetuning_settings(self, seed: int, loss: str | None = None) -> FinetuningSettings:
@@ -68,20 +70,23 @@ PROFILES = {
             about="toy landmarks, drawn by code; 2 CPU cores, offline",
             data="toy-landmarks",
             image_size=72,
+            whitening_images=800,
             pretraining=replace(SMALL, epochs=12, image_size=48),
             # Larger crops than on laptop: in so few steps a network does not learn to match quarters of a building.
             finetuning=FinetuningSettings(epochs=9, image_size=48, min_scale=0.5),
-            autoret=AutoRetSettings(network=PatchSettings(width=16), epochs=2, batch_size=16, image_size=48),
-            lrml=LRMLSettings(epochs=2, batches=8, pool=100, image_size=48, min_scale=0.5),
+            autoret=AutoRetSettings(network=PatchSettings(width=16), epochs=1, batch_size=16, image_size=48),
+            label_fractions=(0.25,),
+            lrml=LRMLSettings(epochs=2, batches=5, mine_every=3, pool=100, image_size=48, min_scale=0.5),
         ),
         Profile(
             name="laptop",
             about="real photos (Grocery Store, 64 px); 2 CPU cores or any GPU",
             data="grocery-store",
+            whitening_images=1200,
             pretraining=SMALL,
-            finetuning=FinetuningSettings(epochs=20),
-            autoret=AutoRetSettings(epochs=20, batch_size=32),
-            lrml=LRMLSettings(epochs=10),
+            finetuning=FinetuningSettings(epochs=10),
+            autoret=AutoRetSettings(epochs=8, batch_size=32),
+            lrml=LRMLSettings(epochs=2),
         ),
         Profile(
             name="gpu",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,8 @@ from retrieval_utils.resume import code_sha256, seconds_spent
 from retrieval_utils.scoring import protocol_card
 from retrieval_utils.training import History
 from retrieval_utils.whitening import PCAWhitening
+
+PARTS = ("categories", "instances")  # of the training images: the general domain, and that of the benchmark
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,13 @@ class Run:
     def training_set(self, part: str) -> TrainingSet:
         return load_training_set(self.profile.data, part, self.data_root or None, size=self.profile.toy_size)
 
+    @cached_property
+    def whitening_images(self) -> list[Path]:
+        """The training images of both parts, or as many of them, evenly spread, as the profile takes."""
+        images = [path for part in PARTS for path in self.training_set(part).images]
+        most = self.profile.whitening_images or len(images)
+        return images[:: math.ceil(len(images) / most)]
+
     def train(
         self,
         name: str,
@@ -127,24 +137,21 @@ class Run:
     def score(self, step: str, network: DescriptorNetwork, minutes: float = 0.0) -> Scored:
         """Describes the benchmark, ranks by cosine without and with whitening, evaluates, and records both.
 
-        The whitening is fitted on the training images of both parts, never on the benchmark. minutes: of training.
+        The whitening is fitted on `whitening_images`, never on the benchmark. minutes: of training.
         Writes steps/<step>.json and steps/<step>+whitening.json in the run's folder.
         """
         profile, benchmark = self.profile, self.benchmark
         describe = {"scales": profile.scales, "image_size": profile.image_size}
         queries = extract_descriptors(network, benchmark.queries, benchmark.boxes, **describe)  # (Q, D)
         database = extract_descriptors(network, benchmark.images, **describe)  # (N, D)
-        parts = [self.training_set("categories"), self.training_set("instances")]
-        whitening = PCAWhitening.fit(
-            extract_descriptors(network, [path for part in parts for path in part.images], **describe),
-            dim=profile.whitening_dim,
-        )
+        training = extract_descriptors(network, self.whitening_images, **describe)  # (M, D)
+        whitening = PCAWhitening.fit(training, dim=profile.whitening_dim)
         scores = cosine_scores(queries, database)  # (Q, N)
         whitened_scores = cosine_scores(whitening(queries), whitening(database))  # (Q, N)
         card = protocol_card(self.benchmark, network, profile.image_size, profile.scales)
-        whitened_card = replace(
-            card, whitening=str(whitening), whitening_fitted_on=" and ".join(part.name for part in parts)
-        )
+        parts = " and ".join(self.training_set(part).name for part in PARTS)
+        fitted_on = f"{len(training):,} images of {parts}" if profile.whitening_images else parts
+        whitened_card = replace(card, whitening=str(whitening), whitening_fitted_on=fitted_on)
         report = self.record(step, scores, card, minutes)
         whitened = self.record(f"{step}+whitening", whitened_scores, whitened_card, minutes)
         return Scored(step, report, whitened, card, whitened_card, queries, database, scores, whitened_scores)

@@ -35,7 +35,8 @@ History = dict[str, list[float]]
 def drawn_with(seed: int) -> Iterator[None]:
     """Whatever is drawn inside follows from `seed`, in any process; the random streams outside do not notice."""
     with isolate_rng(include_cuda=False):
-        for set_seed in (torch.manual_seed, np.random.seed, random.seed):
+        # Not torch.manual_seed: it also seeds CUDA, and where there is none keeps a traceback of every call for later.
+        for set_seed in (torch.default_generator.manual_seed, np.random.seed, random.seed):
             set_seed(seed)
         yield
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from retrieval_utils import contrastive
-from retrieval_utils.contrastive import METHODS, PretrainingSettings, pretrain
+from retrieval_utils.contrastive import PretrainingSettings, pretrain
 from retrieval_utils.contrastive_base import COLLAPSED
-from retrieval_utils.contrastive_methods import BYOL, DINO, LeJEPA, MoCoV2, SwAV
+from retrieval_utils.contrastive_methods import BYOL, DINO, METHODS, LeJEPA, MoCoV2, SwAV
 from retrieval_utils.contrastive_views import SMALL_CROPS, TrainingCrops
 from retrieval_utils.datasets import TrainingSet
 from retrieval_utils.networks import load_network
@@ -73,6 +73,12 @@ def test_a_method_trains_watches_the_rank_and_repeats_itself(few, method, spied)
     assert state_sha256(first) == state_sha256(published)
     assert pretrain(again, few, settings) == history
     assert state_sha256(first) == state_sha256(again)
+
+
+def test_moco_trains_without_a_projection_head(few, spied):
+    network = load_network("resnet18-thin")
+    history = pretrain(network, few, replace(SETTINGS, method="moco-v2", projection_dim=0))
+    assert torch.isfinite(torch.tensor(history["loss"])).all() and len(spied["steps"]) == 4
 
 
 @pytest.mark.parametrize("method", WITH_TEACHER)

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval_utils.contrastive import PretrainingSettings, mean_rank_of_positive, pretrain
+from retrieval_utils.contrastive import PretrainingSettings, pretrain
+from retrieval_utils.contrastive_base import mean_rank_of_positive
 from retrieval_utils.evaluation import evaluate
 from retrieval_utils.extraction import extract_descriptors
 from retrieval_utils.finetuning import BalancedBatches, FinetuningSettings, finetune
