@@ -13,8 +13,8 @@ setup: .venv/ready ## make the environment .venv from requirements.lock (Python 
 reproduce: setup ## run the notebooks, then print the ladder (PROFILE=laptop for real photos; SEEDS=0-2; ARGS=--resume)
 	@$(BIN)/python -m retrieval_utils reproduce --profile $(PROFILE) $(addprefix --seeds ,$(SEEDS)) $(ARGS)
 
-test: setup ## run all tests, offline
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## run all tests, offline, in two processes of one thread each
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 POSITIVE, NEGATIVE, JUNK, QUERY = "#009E73", "#CC3311", "#8C8C8C", "#0072B2"  # green, red, grey, blue
 COLOURS = {"positive": POSITIVE, "negative": NEGATIVE, "junk": JUNK, "query": QUERY}
 MARKS = {"positive": "✓", "negative": "✗", "junk": "–", "query": "?"}
-LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#000000", "-"), ("#56B4E9", "--"))
+LINES = (
+    *(("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")),
+    *(("#000000", "-"), ("#56B4E9", "--"), ("#E69F00", "-.")),
+)
 DPI = 80
 LADDER = ("random", "classifier", "contrastive", "ap-finetuned")
 CONTROLS = ("classifier-ap", "scratch-ap")

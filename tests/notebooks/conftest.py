@@ -1,8 +1,12 @@
-"""One pass of the runner over the committed notebooks, on the smoke profile, shared by all tests that look at it."""
+"""One pass of the runner over the committed notebooks, on the tiny profile, shared by all tests that look at it."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @dataclass(frozen=True)
-class SmokeRun:
+class TinyRun:
     """Copies of the notebooks, what the run printed, its record, and the folder with steps, networks and notebooks."""
 
     notebooks: Path
@@ -27,7 +31,7 @@ class SmokeRun:
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory) -> SmokeRun:
+def tiny_run(tmp_path_factory) -> TinyRun:
     from rich.console import Console
 
     from retrieval_utils.reproduce import reproduce
@@ -40,6 +44,21 @@ def smoke_run(tmp_path_factory) -> SmokeRun:
         shutil.copy(path, notebooks)
     with (project / "printed.txt").open("w+") as text:
         console = Console(file=text, width=200)
-        (record,) = reproduce("smoke", run_dir=project / "runs", notebooks_dir=notebooks, console=console)
+        (record,) = reproduce("tiny", run_dir=project / "runs", notebooks_dir=notebooks, console=console)
         text.seek(0)
-        return SmokeRun(notebooks, text.read(), record, project / "runs/smoke/seed-0")
+        return TinyRun(notebooks, text.read(), record, project / "runs/tiny/seed-0")
+
+
+@pytest.fixture(scope="session")
+def nbval() -> Callable[..., None]:
+    """Runs notebooks with nbval in their own folder, and fails where one raises or a tagged cell prints otherwise."""
+    from retrieval_utils.execution import kernel_environment
+
+    def run(*notebooks: Path) -> None:
+        command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
+        command += ["--rootdir", str(notebooks[0].parent), "-c", os.devnull, *map(str, notebooks)]
+        environment = {key: value for key, value in kernel_environment().items() if not key.startswith("PYTEST_")}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+    return run
