@@ -3,7 +3,7 @@ PROFILE ?= smoke
 SEEDS ?=
 BIN := .venv/bin
 
-.PHONY: help setup reproduce test lab report bench lock
+.PHONY: help setup reproduce test gpu lab report bench lock
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1  /p' Makefile
@@ -15,6 +15,12 @@ reproduce: setup ## run the notebooks, then print the ladder (PROFILE=laptop for
 
 test: setup ## run all tests, offline, in two processes of one thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+gpu: setup ## on a machine with a CUDA card: the tests that need it, then the gpu profile and its tables
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('There is no CUDA device here, and make gpu needs one.')"
+	@$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -m retrieval_utils reproduce --profile gpu $(ARGS)
+	@$(BIN)/python -m retrieval_utils report
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)

@@ -130,7 +130,7 @@ class TestMakefile:
 
     def test_help_names_every_target(self, project):
         shown = self.make(project).stdout
-        for target in ("setup", "reproduce", "test", "lab", "report", "bench", "lock"):
+        for target in ("setup", "reproduce", "test", "gpu", "lab", "report", "bench", "lock"):
             assert f"make {target}  " in shown
 
     def test_reproduce_passes_profile_and_seeds_on(self, project):
@@ -138,6 +138,13 @@ class TestMakefile:
         assert shown.strip() == ".venv/bin/python -m retrieval_utils reproduce --profile laptop --seeds 0-2"
         shown = self.make(project, "-n", "-o", ".venv/ready", "reproduce", "ARGS=--resume").stdout
         assert shown.strip() == ".venv/bin/python -m retrieval_utils reproduce --profile smoke  --resume"
+
+    def test_without_a_card_the_gpu_run_is_refused_before_anything_runs(self, project):
+        lines = self.make(project, "-n", "-o", ".venv/ready", "gpu").stdout.splitlines()
+        assert "torch.cuda.is_available() or sys.exit" in lines[0]
+        assert [line.partition(" -m ")[2] for line in lines[1:]] == [
+            "pytest -m gpu", "retrieval_utils reproduce --profile gpu ", "retrieval_utils report"
+        ]  # fmt: skip
 
     def test_setup_installs_the_lock_with_hashes_then_the_package_without_its_dependencies(self, project):
         lines = self.make(project, "-n", "-B", "setup").stdout
