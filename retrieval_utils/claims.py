@@ -35,6 +35,26 @@ AUTORET_CLAIMS = (
 )
 ALL_CLAIMS = CLAIMS + LRML_CLAIMS + AUTORET_CLAIMS
 
+# What benchmarks/finetuning_ablation.py asks: the arm to compare with, and the arms.
+FINETUNING_QUESTIONS = {
+    "which pooling": ("base", ("pooling: mac", "pooling: spoc")),
+    "whitening before or after": ("base", ("head: none", "head: random start", "head: whitening, not trained")),
+    "which layers move": (
+        "base",
+        ("layers: all, statistics fixed", "layers: last stage and head", "layers: head alone"),
+    ),
+    "which start": ("base", ("start: moco-v2", "start: byol", "start: classifier", "start: random")),
+    "own views, without a head": (
+        "contrastive, as it was",
+        ("contrastive, simclr continued", "contrastive, moco-v2 continued"),
+    ),
+    "own views, from the classifier": ("classifier, as it was", ("classifier, simclr continued",)),
+    "own views or labels, with the head": (
+        "head: whitening, not trained",
+        ("own views: nt-xent", "labels: nt-xent", "own views: smooth-ap", "base"),
+    ),
+}
+
 
 def verdicts(frame: pd.DataFrame, claims: Sequence[tuple[str, str, str]] = CLAIMS) -> pd.DataFrame:
     """One row a claim and set-up: mAP differences, plain and whitened, and a verdict on both.
@@ -79,13 +99,13 @@ def _span(differences: pd.Series) -> str:
     return f"{differences.mean():+.3f} ({differences.min():+.3f} to {differences.max():+.3f})"
 
 
-def beyond_the_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+def beyond_the_seeds(frame: pd.DataFrame, reference: str | None = None) -> pd.DataFrame:
     """One row a method (or loss): mAP, its seed spread, and its lead over SimCLR (Smooth-AP) beside that spread.
 
     frame: rows of one kind of results/methods-smoke.csv. Cells: mean (lowest–highest seed), then the difference of the
     means to the reference; it is marked with * where it is larger than the seed spread, highest minus lowest, of both.
     """
-    reference = "simclr" if "simclr" in set(frame["name"]) else "smooth-ap"
+    reference = reference or ("simclr" if "simclr" in set(frame["name"]) else "smooth-ap")
     columns = [f"{setup}{suffix}" for setup in ("medium", "hard") for suffix in ("", "_whitened")]
     rows = []
     for name in frame["name"].unique():
