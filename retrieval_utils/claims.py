@@ -95,6 +95,32 @@ def what_decides(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def finetuning_answers(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm of each of FINETUNING_QUESTIONS, cells as in `beyond_the_seeds`, and where it differs so clearly.
+
+    frame: results/ablation/finetuning.csv, three rows an arm or more. The question is named once, in the row of its
+    reference; the verdict names the columns marked with *, or says that all differences are within the seeds.
+    """
+    tables = []
+    for question, (reference, arms) in FINETUNING_QUESTIONS.items():
+        chosen = [frame[frame["name"] == name] for name in (reference, *arms)]
+        table = beyond_the_seeds(pd.concat(chosen), reference)
+        table.insert(0, "question", [question] + [""] * (len(table) - 1))
+        table["verdict"] = ["reference", *(_verdict(row) for _, row in table.iloc[1:].iterrows())]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _verdict(row: pd.Series) -> str:
+    clear = {column: str(cell).split()[-1] for column, cell in row.items() if str(cell).endswith("*")}
+    words = [
+        f"{word}: {'; '.join(columns)}"
+        for word, sign in (("better", "+"), ("worse", "-"))
+        if (columns := [column for column, lead in clear.items() if lead.startswith(sign)])
+    ]
+    return ", ".join(words) or "within the seeds"
+
+
 def _span(differences: pd.Series) -> str:
     return f"{differences.mean():+.3f} ({differences.min():+.3f} to {differences.max():+.3f})"
 
@@ -102,8 +128,9 @@ def _span(differences: pd.Series) -> str:
 def beyond_the_seeds(frame: pd.DataFrame, reference: str | None = None) -> pd.DataFrame:
     """One row a method (or loss): mAP, its seed spread, and its lead over SimCLR (Smooth-AP) beside that spread.
 
-    frame: rows of one kind of results/methods-smoke.csv. Cells: mean (lowest–highest seed), then the difference of the
-    means to the reference; it is marked with * where it is larger than the seed spread, highest minus lowest, of both.
+    frame: rows of one kind of results/methods-smoke.csv, or of an ablation. reference: another one to compare
+    with. Cells: mean (lowest–highest seed), then the difference of the means to the reference; it is marked with *
+    where it is larger than the seed spread, highest minus lowest, of both.
     """
     reference = reference or ("simclr" if "simclr" in set(frame["name"]) else "smooth-ap")
     columns = [f"{setup}{suffix}" for setup in ("medium", "hard") for suffix in ("", "_whitened")]
@@ -118,5 +145,6 @@ def beyond_the_seeds(frame: pd.DataFrame, reference: str | None = None) -> pd.Da
                 lead, spread = mean - other[column].mean(), max(high - low, other[column].max() - other[column].min())
                 cell += f" {lead:+.3f}{'*' * bool(len(own) > 1 and abs(lead) > spread)}"
             row[column.replace("_", ", ")] = cell
-        rows.append(row | {"minutes": f"{own['minutes'].mean():.1f}"})
+        minutes = own["minutes"].mean()  # nan where they were not measured
+        rows.append(row | {"minutes": "" if pd.isna(minutes) else f"{minutes:.1f}"})
     return pd.DataFrame(rows)
