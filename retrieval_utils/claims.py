@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -95,14 +95,17 @@ def what_decides(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def finetuning_answers(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm of each of FINETUNING_QUESTIONS, cells as in `beyond_the_seeds`, and where it differs so clearly.
+def finetuning_answers(
+    frame: pd.DataFrame, questions: Mapping[str, tuple[str, Sequence[str]]] = FINETUNING_QUESTIONS
+) -> pd.DataFrame:
+    """One row an arm of each question, cells as in `beyond_the_seeds`, and a verdict in words.
 
-    frame: results/ablation/finetuning.csv, three rows an arm or more. The question is named once, in the row of its
-    reference; the verdict names the columns marked with *, or says that all differences are within the seeds.
+    frame: results/ablation/finetuning.csv, three rows an arm or more. questions: title -> (reference, arms). A question
+    is named once, in the row of its reference; a verdict names the columns marked with *, or says that all differences
+    are within the seeds.
     """
     tables = []
-    for question, (reference, arms) in FINETUNING_QUESTIONS.items():
+    for question, (reference, arms) in questions.items():
         chosen = [frame[frame["name"] == name] for name in (reference, *arms)]
         table = beyond_the_seeds(pd.concat(chosen), reference)
         table.insert(0, "question", [question] + [""] * (len(table) - 1))
@@ -114,7 +117,7 @@ def finetuning_answers(frame: pd.DataFrame) -> pd.DataFrame:
 def _verdict(row: pd.Series) -> str:
     clear = {column: str(cell).split()[-1] for column, cell in row.items() if str(cell).endswith("*")}
     words = [
-        f"{word}: {'; '.join(columns)}"
+        f"{word}: {'all' if len(columns) == 4 else '; '.join(columns)}"
         for word, sign in (("better", "+"), ("worse", "-"))
         if (columns := [column for column, lead in clear.items() if lead.startswith(sign)])
     ]
