@@ -4,8 +4,8 @@ Every arm changes one thing of the base, which is the ladder's ap-finetuned: the
 starts as PCA whitening, all layers trained with Smooth-AP. The arms without labels (as in InsCLR, AAAI 2022) see as
 many views of the same photos. Where an arm holds layers fixed, these get no gradient, so that AdamW leaves them alone,
 weight decay included, and their batch normalisation stays in evaluation mode: it uses and keeps the statistics of the
-pretraining, as "layers: all, statistics fixed" does everywhere. Scored on the toy benchmark, with which nothing is
-chosen here. Writes each row to results/ablation/finetuning.csv, skips those it holds, and prints a table a question.
+pretraining. Scored on the toy benchmark, with which nothing is chosen here. Writes each row to
+results/ablation/finetuning.csv, skips those it holds, and prints the answer to each question.
 
     .venv/bin/python benchmarks/finetuning_ablation.py [ARM ...] [--seeds 0 1 2] [--runs runs]
 
@@ -29,7 +29,7 @@ import torch
 from methods import score  # of this folder: mAP on medium and hard, plain and whitened
 from torch import nn
 
-from retrieval_utils.claims import FINETUNING_QUESTIONS, beyond_the_seeds
+from retrieval_utils.claims import FINETUNING_QUESTIONS, finetuning_answers
 from retrieval_utils.contrastive import pretrain
 from retrieval_utils.datasets import TrainingSet
 from retrieval_utils.finetuning import add_whitening_head, finetune
@@ -113,14 +113,6 @@ def hold(*layers: nn.Module) -> None:
         layer.train = partial(_stay, layer)  # training puts the whole network into training mode
 
 
-def hold_statistics(network: nn.Module) -> None:
-    """Batch normalisation keeps to the statistics it has; its scale and shift learn."""
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eval()
-            layer.train = partial(_stay, layer)
-
-
 def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:
     return layer
 
@@ -129,15 +121,6 @@ def other_pooling(pooling: str, bench: Bench) -> DescriptorNetwork:
     network = bench.fresh(pooling)
     network.trunk.load_state_dict(bench.contrastive.network.trunk.state_dict())
     return bench.tuned(network)
-
-
-def random_head(bench: Bench) -> DescriptorNetwork:
-    """A head of the base's size that starts as random orthonormal rows: it neither centres nor scales."""
-    network = deepcopy(bench.contrastive.network)
-    generator = torch.Generator().manual_seed(bench.seed)
-    weight = nn.init.orthogonal_(torch.empty(bench.settings.head_dim, network.channels), generator=generator)
-    network.add_head(weight, torch.zeros(len(weight)))
-    return bench.tuned(network, head_dim=0)
 
 
 def untrained_head(bench: Bench) -> DescriptorNetwork:
@@ -155,39 +138,27 @@ def some_layers(moving: tuple[str, ...], bench: Bench) -> DescriptorNetwork:
     return bench.tuned(network)
 
 
-def statistics_fixed(bench: Bench) -> DescriptorNetwork:
-    network = deepcopy(bench.contrastive.network)
-    hold_statistics(network)
-    return bench.tuned(network)
+def nt_xent(bench: Bench, photos: TrainingSet) -> DescriptorNetwork:
+    """Fine-tuned with NT-Xent, whose positives are the labels of `photos`; all else is the base's."""
+    return bench.tuned(deepcopy(bench.contrastive.network), photos, loss="nt-xent")
 
 
-def own_views(loss: str, bench: Bench) -> DescriptorNetwork:
-    return bench.tuned(deepcopy(bench.contrastive.network), bench.own_views(), loss=loss)
-
-
-# In the order in which they are worth having.
 ARMS: dict[str, Callable[[Bench], DescriptorNetwork]] = {
     "base": lambda bench: bench.ladder("ap-finetuned", bench.contrastive),
     "start: classifier": lambda bench: bench.ladder("classifier-ap", bench.classifier),
     "start: random": lambda bench: bench.ladder("scratch-ap", None),
     "contrastive, as it was": lambda bench: bench.contrastive.network,
-    "classifier, as it was": lambda bench: bench.classifier.network,
     "head: whitening, not trained": untrained_head,
     "layers: head alone": partial(some_layers, ()),
     "layers: last stage and head": partial(some_layers, ("layer4",)),
-    "layers: all, statistics fixed": statistics_fixed,
     "pooling: mac": partial(other_pooling, "mac"),
     "pooling: spoc": partial(other_pooling, "spoc"),
     "head: none": lambda bench: bench.tuned(deepcopy(bench.contrastive.network), head_dim=0),
-    "head: random start": random_head,
     "contrastive, simclr continued": lambda bench: bench.continued("simclr", bench.contrastive),
     "contrastive, moco-v2 continued": lambda bench: bench.continued("moco-v2", bench.contrastive),
-    "classifier, simclr continued": lambda bench: bench.continued("simclr", bench.classifier),
-    "own views: smooth-ap": partial(own_views, "smooth-ap"),
-    "own views: nt-xent": partial(own_views, "nt-xent"),
-    "labels: nt-xent": lambda bench: bench.tuned(deepcopy(bench.contrastive.network), loss="nt-xent"),
+    "own views: nt-xent": lambda bench: nt_xent(bench, bench.own_views()),
+    "labels: nt-xent": lambda bench: nt_xent(bench, bench.photos),
     "start: moco-v2": lambda bench: bench.tuned(bench.pretrained("moco-v2")),
-    "start: byol": lambda bench: bench.tuned(bench.pretrained("byol")),
 }
 LADDER = ("base", "start: classifier", "start: random")  # taken from the run
 
@@ -218,8 +189,8 @@ def main() -> None:
                 pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.4f", lineterminator="\n")
     frame = pd.DataFrame(rows)
     for question, (reference, arms) in FINETUNING_QUESTIONS.items():
-        chosen = frame[frame["name"].isin([reference, *arms])]
-        print(question, beyond_the_seeds(chosen, reference).to_string(index=False), sep="\n", end="\n\n")
+        if {reference, *arms} <= set(frame["name"]):
+            print(finetuning_answers(frame, {question: (reference, arms)}).to_string(index=False), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -38,20 +38,16 @@ ALL_CLAIMS = CLAIMS + LRML_CLAIMS + AUTORET_CLAIMS
 # What benchmarks/finetuning_ablation.py asks: the arm to compare with, and the arms.
 FINETUNING_QUESTIONS = {
     "which pooling": ("base", ("pooling: mac", "pooling: spoc")),
-    "whitening before or after": ("base", ("head: none", "head: random start", "head: whitening, not trained")),
-    "which layers move": (
-        "base",
-        ("layers: all, statistics fixed", "layers: last stage and head", "layers: head alone"),
-    ),
-    "which start": ("base", ("start: moco-v2", "start: byol", "start: classifier", "start: random")),
+    "whitening before or after": ("base", ("head: none", "head: whitening, not trained")),
+    "which layers move": ("base", ("layers: last stage and head", "layers: head alone")),
+    "which start": ("base", ("start: moco-v2", "start: classifier", "start: random")),
     "own views, without a head": (
         "contrastive, as it was",
         ("contrastive, simclr continued", "contrastive, moco-v2 continued"),
     ),
-    "own views, from the classifier": ("classifier, as it was", ("classifier, simclr continued",)),
     "own views or labels, with the head": (
         "head: whitening, not trained",
-        ("own views: nt-xent", "labels: nt-xent", "own views: smooth-ap", "base"),
+        ("own views: nt-xent", "labels: nt-xent", "base"),
     ),
 }
 
