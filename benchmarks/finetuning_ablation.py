@@ -30,7 +30,7 @@ from methods import score  # of this folder: mAP on medium and hard, plain and w
 from torch import nn
 
 from retrieval_utils.claims import FINETUNING_QUESTIONS, finetuning_answers
-from retrieval_utils.contrastive import pretrain
+from retrieval_utils.contrastive import PretrainingSettings, pretrain
 from retrieval_utils.datasets import TrainingSet
 from retrieval_utils.finetuning import add_whitening_head, finetune
 from retrieval_utils.networks import DescriptorNetwork, load_network
@@ -69,12 +69,10 @@ class Bench:
         network, settings = deepcopy(start.network) if start else self.fresh(), PROFILE.finetuning_settings(self.seed)
         return self.run.train(step, network, finetune, self.photos, settings, start).network
 
-    def pretrained(self, method: str) -> DescriptorNetwork:
-        """Another contrastive start, pretrained with the profile's own budget."""
+    def pretraining(self, method: str) -> PretrainingSettings:
+        """The profile's, but MoCo v2 with the projection head that makes it version 2; SimCLR has none here."""
         settings = replace(PROFILE.pretraining_settings(method, self.seed), device="cpu")
-        network = self.fresh()
-        pretrain(network, self.run.training_set("categories"), settings)
-        return network
+        return replace(settings, projection_dim=128) if method == "moco-v2" else settings
 
     def tuned(
         self, network: DescriptorNetwork, photos: TrainingSet | None = None, **changes: object
@@ -93,7 +91,7 @@ class Bench:
         """`start` pretrained further on the photos without labels, on as many and the same views as the base sees."""
         base = self.settings
         views = base.epochs * base.batches * base.instances * base.images_per_instance
-        settings = replace(PROFILE.pretraining_settings(method, self.seed), device="cpu")
+        settings = self.pretraining(method)
         settings = replace(settings, epochs=views // views_per_epoch(len(self.photos.images), settings.batch_size))
         same = ("learning_rate", "weight_decay", "image_size", "min_scale", "jitter", "grayscale")
         network = deepcopy(start.network)
@@ -152,13 +150,11 @@ ARMS: dict[str, Callable[[Bench], DescriptorNetwork]] = {
     "layers: head alone": partial(some_layers, ()),
     "layers: last stage and head": partial(some_layers, ("layer4",)),
     "pooling: mac": partial(other_pooling, "mac"),
-    "pooling: spoc": partial(other_pooling, "spoc"),
     "head: none": lambda bench: bench.tuned(deepcopy(bench.contrastive.network), head_dim=0),
     "contrastive, simclr continued": lambda bench: bench.continued("simclr", bench.contrastive),
     "contrastive, moco-v2 continued": lambda bench: bench.continued("moco-v2", bench.contrastive),
     "own views: nt-xent": lambda bench: nt_xent(bench, bench.own_views()),
     "labels: nt-xent": lambda bench: nt_xent(bench, bench.photos),
-    "start: moco-v2": lambda bench: bench.tuned(bench.pretrained("moco-v2")),
 }
 LADDER = ("base", "start: classifier", "start: random")  # taken from the run
 

@@ -37,10 +37,10 @@ ALL_CLAIMS = CLAIMS + LRML_CLAIMS + AUTORET_CLAIMS
 
 # What benchmarks/finetuning_ablation.py asks: the arm to compare with, and the arms.
 FINETUNING_QUESTIONS = {
-    "which pooling": ("base", ("pooling: mac", "pooling: spoc")),
+    "which pooling": ("base", ("pooling: mac",)),
     "whitening before or after": ("base", ("head: none", "head: whitening, not trained")),
     "which layers move": ("base", ("layers: last stage and head", "layers: head alone")),
-    "which start": ("base", ("start: moco-v2", "start: classifier", "start: random")),
+    "which start": ("base", ("start: classifier", "start: random")),
     "own views, without a head": (
         "contrastive, as it was",
         ("contrastive, simclr continued", "contrastive, moco-v2 continued"),

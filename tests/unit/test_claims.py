@@ -90,11 +90,11 @@ def test_each_question_of_the_ablation_has_a_reference_and_verdicts():
         for seed, value in enumerate(seeds[name])
     ]
     frame = pd.DataFrame(rows)
-    frame.loc[frame["name"] == "pooling: spoc", "hard"] += 0.03
+    frame.loc[frame["name"] == "head: none", "hard"] += 0.03
     table = finetuning_answers(frame)
     assert len(table) == sum(1 + len(arms) for _, arms in FINETUNING_QUESTIONS.values())
-    assert table["question"].iloc[:4].tolist() == ["which pooling", "", "", "whitening before or after"]
-    assert table["verdict"].iloc[:3].tolist() == ["reference", "worse: all", "better: hard"]
+    assert table["question"].iloc[:4].tolist() == ["which pooling", "", "whitening before or after", ""]
+    assert table["verdict"].iloc[:4].tolist() == ["reference", "worse: all", "reference", "better: hard"]
     assert set(table["verdict"].iloc[4:]) == {"within the seeds", "reference"} and set(table["minutes"]) == {""}
     assert table["medium"].iloc[1] == "0.060 (0.050–0.070) -0.050*"
     assert len(finetuning_answers(frame, {"one": ("base", ("pooling: mac",))})) == 2
