@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -34,6 +34,22 @@ AUTORET_CLAIMS = (
     ("control: AutoRet's pair regression retrieves better than NT-Xent", "autoret", "autoret-nt-xent"),
 )
 ALL_CLAIMS = CLAIMS + LRML_CLAIMS + AUTORET_CLAIMS
+
+# What benchmarks/finetuning_ablation.py asks: the arm to compare with, and the arms.
+FINETUNING_QUESTIONS = {
+    "which pooling": ("base", ("pooling: mac",)),
+    "whitening before or after": ("base", ("head: none", "head: whitening, not trained")),
+    "which layers move": ("base", ("layers: last stage and head", "layers: head alone")),
+    "which start": ("base", ("start: classifier", "start: random")),
+    "own views, without a head": (
+        "contrastive, as it was",
+        ("contrastive, simclr continued", "contrastive, moco-v2 continued"),
+    ),
+    "own views or labels, with the head": (
+        "head: whitening, not trained",
+        ("own views: nt-xent", "labels: nt-xent", "base"),
+    ),
+}
 
 
 def verdicts(frame: pd.DataFrame, claims: Sequence[tuple[str, str, str]] = CLAIMS) -> pd.DataFrame:
@@ -75,17 +91,47 @@ def what_decides(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def finetuning_answers(
+    frame: pd.DataFrame, questions: Mapping[str, tuple[str, Sequence[str]]] = FINETUNING_QUESTIONS
+) -> pd.DataFrame:
+    """One row an arm of each question, cells as in `beyond_the_seeds`, and a verdict in words.
+
+    frame: results/ablation/finetuning.csv, three rows an arm or more. questions: title -> (reference, arms). A question
+    is named once, in the row of its reference; a verdict names the columns marked with *, or says that all differences
+    are within the seeds.
+    """
+    tables = []
+    for question, (reference, arms) in questions.items():
+        chosen = [frame[frame["name"] == name] for name in (reference, *arms)]
+        table = beyond_the_seeds(pd.concat(chosen), reference)
+        table.insert(0, "question", [question] + [""] * (len(table) - 1))
+        table["verdict"] = ["reference", *(_verdict(row) for _, row in table.iloc[1:].iterrows())]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _verdict(row: pd.Series) -> str:
+    clear = {column: str(cell).split()[-1] for column, cell in row.items() if str(cell).endswith("*")}
+    words = [
+        f"{word}: {'all' if len(columns) == 4 else '; '.join(columns)}"
+        for word, sign in (("better", "+"), ("worse", "-"))
+        if (columns := [column for column, lead in clear.items() if lead.startswith(sign)])
+    ]
+    return ", ".join(words) or "within the seeds"
+
+
 def _span(differences: pd.Series) -> str:
     return f"{differences.mean():+.3f} ({differences.min():+.3f} to {differences.max():+.3f})"
 
 
-def beyond_the_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+def beyond_the_seeds(frame: pd.DataFrame, reference: str | None = None) -> pd.DataFrame:
     """One row a method (or loss): mAP, its seed spread, and its lead over SimCLR (Smooth-AP) beside that spread.
 
-    frame: rows of one kind of results/methods-smoke.csv. Cells: mean (lowest–highest seed), then the difference of the
-    means to the reference; it is marked with * where it is larger than the seed spread, highest minus lowest, of both.
+    frame: rows of one kind of results/methods-smoke.csv, or of an ablation. reference: another one to compare
+    with. Cells: mean (lowest–highest seed), then the difference of the means to the reference; it is marked with *
+    where it is larger than the seed spread, highest minus lowest, of both.
     """
-    reference = "simclr" if "simclr" in set(frame["name"]) else "smooth-ap"
+    reference = reference or ("simclr" if "simclr" in set(frame["name"]) else "smooth-ap")
     columns = [f"{setup}{suffix}" for setup in ("medium", "hard") for suffix in ("", "_whitened")]
     rows = []
     for name in frame["name"].unique():
@@ -98,5 +144,6 @@ def beyond_the_seeds(frame: pd.DataFrame) -> pd.DataFrame:
                 lead, spread = mean - other[column].mean(), max(high - low, other[column].max() - other[column].min())
                 cell += f" {lead:+.3f}{'*' * bool(len(own) > 1 and abs(lead) > spread)}"
             row[column.replace("_", ", ")] = cell
-        rows.append(row | {"minutes": f"{own['minutes'].mean():.1f}"})
+        minutes = own["minutes"].mean()  # nan where they were not measured
+        rows.append(row | {"minutes": "" if pd.isna(minutes) else f"{minutes:.1f}"})
     return pd.DataFrame(rows)

@@ -243,6 +243,39 @@ def gradient_plot(gradients: Mapping[str, Sequence[float]], relevance: Sequence[
     return figure
 
 
+def ablation_dots(
+    rows: pd.DataFrame, questions: Mapping[str, tuple[str, Sequence[str]]], setup: str = "medium"
+) -> Figure:
+    """One panel a question, one line an arm, one dot a seed: mAP plain (filled) and whitened (open).
+
+    rows: the columns name, seed, <setup> and <setup>_whitened. questions: title -> (reference, arms); the reference is
+    the top line, and its bands, from its lowest to its highest seed, run down the panel. Raises ValueError for no rows.
+    """
+    if rows.empty:
+        raise ValueError("There are no rows to draw; read results/ablation/finetuning.csv of the project first.")
+    heights = [1.4 + len(arms) for _, arms in questions.values()]
+    height = 0.3 + 0.26 * sum(heights) / len(heights)
+    layout = {"layout": "constrained", "sharex": True, "gridspec_kw": {"height_ratios": heights}}
+    figure, axes = _grid(len(heights), 1, 7.2, height, **layout)
+    for ax, (question, (reference, arms)) in zip(axes[:, 0], questions.items(), strict=True):
+        names = [reference, *arms]
+        looks = ((setup, QUERY, QUERY, -0.14, "plain"), (f"{setup}_whitened", "#D55E00", "white", 0.14, "whitened"))
+        for column, colour, face, offset, label in looks:
+            for line, name in enumerate(names):
+                seeds = rows.loc[rows["name"] == name, column].to_numpy()
+                ax.scatter(seeds, np.full(len(seeds), line + offset), s=22, facecolor=face, edgecolor=colour, zorder=3,
+                           label=label if line == 0 else None)  # fmt: skip
+                if name == reference and len(seeds):
+                    ax.axvspan(seeds.min(), seeds.max(), color=colour, alpha=0.13, linewidth=0)
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_title(question, fontsize=9, loc="left")
+        ax.tick_params(axis="x", labelsize=8)
+    axes[0, 0].legend(fontsize=8)
+    axes[-1, 0].set_xlabel(f"mAP, {setup}; bands: the seeds of the top line")
+    return figure
+
+
 def plot_ladder(rows: pd.DataFrame, setup: str | None = None) -> Figure:
     """The ladder: mAP of each step, one panel a set-up; rows as in results/<profile>.csv, of one benchmark.
 

@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from retrieval_utils.claims import ALL_CLAIMS, beyond_the_seeds, verdicts, what_decides
+from retrieval_utils.claims import ALL_CLAIMS, beyond_the_seeds, finetuning_answers, verdicts, what_decides
 from retrieval_utils.datasets.catalogue import TABLE as DATASETS
 from retrieval_utils.evaluation import SETUPS
 from retrieval_utils.plotting import CONTROLS, LADDER
@@ -20,6 +20,7 @@ from retrieval_utils.records import ProtocolCard, load_steps, write_json
 COLUMNS = ["step", "benchmark", "setup", "seed", "mean_ap", "ap_low", "ap_high", "minutes", "card"]
 WHITENED = "+whitening"
 ABLATION = "ablation/pretraining.csv"  # below results/
+FINETUNING = "ablation/finetuning.csv"
 METHODS = "methods-smoke.csv"
 LEGEND = (
     "Cells: mAP, mean over seeds (lowest–highest seed) [95 % bootstrap interval over queries, seeds averaged]."
@@ -182,6 +183,17 @@ def ablation_block(results: str | Path) -> str:
     return f"mAP plain / whitened, {seeds} seed{'s' * (seeds > 1)}.\n\n{markdown(what_decides(frame))}"
 
 
+def finetuning_block(results: str | Path) -> str:
+    """What stands in README.md between the markers of the ablation of fine-tuning."""
+    frame = pd.read_csv(Path(results) / FINETUNING)
+    seeds = frame["seed"].nunique()
+    what = (
+        f"mAP, mean over {seeds} seed{'s' * (seeds > 1)} (lowest–highest), and the lead over the question's reference"
+    )
+    table = finetuning_answers(frame).drop(columns="minutes")
+    return f"{what}, * where it is larger than the seed spread of both.\n\n{markdown(table)}"
+
+
 def methods_block(results: str | Path) -> str:
     """What stands in README.md between the markers of the comparison of methods and losses."""
     frame = pd.read_csv(Path(results) / METHODS)
@@ -245,6 +257,8 @@ def update(project: str | Path = ".") -> list[str]:
         text = fill(text, f"results:{file.stem}", results_block(project / "results", file.stem))
     if (project / "results" / ABLATION).is_file():
         text = fill(text, "results:ablation", ablation_block(project / "results"))
+    if (project / "results" / FINETUNING).is_file():
+        text = fill(text, "results:finetuning", finetuning_block(project / "results"))
     if (project / "results" / METHODS).is_file():
         text = fill(text, "results:methods", methods_block(project / "results"))
     if text != old:
@@ -274,6 +288,8 @@ def disagreements(project: str | Path = ".") -> list[str]:
             found.append(f"README.md: the table of {file.stem} is not that of results/{file.name}; run make report.")
     if (results / ABLATION).is_file() and block(readme, "results:ablation") != ablation_block(results):
         found.append(f"README.md: the table of the ablation is not that of results/{ABLATION}; run make report.")
+    if (results / FINETUNING).is_file() and block(readme, "results:finetuning") != finetuning_block(results):
+        found.append(f"README.md: the table of fine-tuning is not that of results/{FINETUNING}; run make report.")
     if (results / METHODS).is_file() and block(readme, "results:methods") != methods_block(results):
         found.append(f"README.md: the table of methods is not that of results/{METHODS}; run make report.")
     for path in sorted((project / "notebooks").glob("*.ipynb")):

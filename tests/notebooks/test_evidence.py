@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
+from retrieval_utils.claims import FINETUNING_QUESTIONS
 from retrieval_utils.plotting import CONTROLS, LADDER
-from retrieval_utils.report import COLUMNS, disagreements, read_cards, read_scores
+from retrieval_utils.report import COLUMNS, FINETUNING, disagreements, read_cards, read_scores
 
 
 @pytest.fixture
@@ -40,3 +42,10 @@ def test_on_toy_landmarks_errors_fall_from_classifier_to_contrastive_to_ap(score
     for setup in ("medium", "hard"):
         classifier, contrastive, finetuned = (means[setup, step + suffix] for step in LADDER[1:4])
         assert classifier < contrastive < finetuned
+
+
+def test_every_arm_of_the_ablation_of_fine_tuning_has_three_seeds(project):
+    frame = pd.read_csv(project / "results" / FINETUNING)
+    arms = {name for reference, others in FINETUNING_QUESTIONS.values() for name in (reference, *others)}
+    assert set(frame["name"]) == arms and not frame.duplicated(["name", "seed"]).any()
+    assert (frame.groupby("name")["seed"].nunique() >= 3).all()

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pandas as pd
 
-from retrieval_utils.claims import LRML_CLAIMS, beyond_the_seeds, verdicts, what_decides
+from retrieval_utils.claims import (
+    FINETUNING_QUESTIONS,
+    LRML_CLAIMS,
+    beyond_the_seeds,
+    finetuning_answers,
+    verdicts,
+    what_decides,
+)
 
 
 def scores(values: dict[str, list[float]]) -> pd.DataFrame:
@@ -71,3 +78,23 @@ def test_a_lead_is_marked_only_where_it_exceeds_the_seed_spread_of_both():
     assert table.loc["dino", "hard"] == "0.150 (0.100–0.200) +0.030"
     single = pd.DataFrame(rows)[lambda frame: frame["seed"] == 0]
     assert "*" not in beyond_the_seeds(single).to_string()
+
+
+def test_each_question_of_the_ablation_has_a_reference_and_verdicts():
+    names = list(dict.fromkeys(n for reference, arms in FINETUNING_QUESTIONS.values() for n in (reference, *arms)))
+    columns = ["medium", "medium_whitened", "hard", "hard_whitened"]
+    seeds = dict.fromkeys(names, (0.10, 0.11, 0.12)) | {"pooling: mac": (0.05, 0.06, 0.07)}
+    rows = [
+        {"name": name, "seed": seed, "minutes": None} | dict.fromkeys(columns, value)
+        for name in names
+        for seed, value in enumerate(seeds[name])
+    ]
+    frame = pd.DataFrame(rows)
+    frame.loc[frame["name"] == "head: none", "hard"] += 0.03
+    table = finetuning_answers(frame)
+    assert len(table) == sum(1 + len(arms) for _, arms in FINETUNING_QUESTIONS.values())
+    assert table["question"].iloc[:4].tolist() == ["which pooling", "", "whitening before or after", ""]
+    assert table["verdict"].iloc[:4].tolist() == ["reference", "worse: all", "reference", "better: hard"]
+    assert set(table["verdict"].iloc[4:]) == {"within the seeds", "reference"} and set(table["minutes"]) == {""}
+    assert table["medium"].iloc[1] == "0.060 (0.050–0.070) -0.050*"
+    assert len(finetuning_answers(frame, {"one": ("base", ("pooling: mac",))})) == 2

@@ -221,6 +221,23 @@ def test_ladder_refuses_to_mix_benchmarks():
         plotting.plot_ladder(rows)
 
 
+def test_ablation_shows_every_seed_beside_the_band_of_the_reference():
+    rows = [
+        {"name": name, "seed": seed, "medium": low + 0.01 * seed, "medium_whitened": low + 0.2}
+        for name, low in (("base", 0.1), ("mac", 0.3))
+        for seed in range(3)
+    ]
+    (ax,) = plotting.ablation_dots(pd.DataFrame(rows), {"which pooling": ("base", ("mac",))}).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["base", "mac"]
+    plain_base, plain_mac, *_ = ax.collections
+    assert np.allclose(plain_base.get_offsets()[:, 0], [0.10, 0.11, 0.12])
+    assert np.allclose(plain_mac.get_offsets()[:, 0], [0.30, 0.31, 0.32])
+    band = ax.patches[0]
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((0.10, 0.12))
+    with pytest.raises(ValueError, match="no rows to draw"):
+        plotting.ablation_dots(pd.DataFrame(), {})
+
+
 def test_figures_are_small_enough_to_commit():
     # Smooth pictures with a little noise: pure noise cannot be compressed and no photo looks like it.
     ramp = np.linspace(0, 200, 160)[:, None, None] + np.linspace(0, 50, 120)[None, :, None]

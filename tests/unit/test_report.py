@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from retrieval_utils import report
+from retrieval_utils.claims import FINETUNING_QUESTIONS
 from retrieval_utils.page import write_page
 from retrieval_utils.records import ProtocolCard
 
@@ -225,6 +226,25 @@ def test_methods_and_losses_have_a_table_each_in_the_readme(project):
     text = readme.read_text()
     assert "mAP, mean over 3 seeds (lowest–highest)" in text
     assert "| simclr | 0.100 (0.100–0.100) | 0.200 (0.200–0.200) |" in text and "| smooth-ap | 0.100" in text
+
+
+def test_the_ablation_of_fine_tuning_has_a_table_in_the_readme(project):
+    report.write_results("smoke", project / "runs", project / "results")
+    readme = project / "README.md"
+    readme.write_text(readme.read_text() + "\n<!-- results:finetuning:begin -->\n<!-- results:finetuning:end -->\n")
+    report.update(project)
+    names = dict.fromkeys(n for reference, arms in FINETUNING_QUESTIONS.values() for n in (reference, *arms))
+    rows = [f'"{name}",{seed},0.1,0.2,0.3,0.4,' for name in names for seed in range(3)]
+    file = project / "results/ablation/finetuning.csv"
+    file.parent.mkdir()
+    file.write_text("\n".join(["name,seed,medium,medium_whitened,hard,hard_whitened,minutes", *rows, ""]))
+    (found,) = report.disagreements(project)
+    assert (
+        found == "README.md: the table of fine-tuning is not that of results/ablation/finetuning.csv; run make report."
+    )
+    assert report.update(project) == ["README.md"] and report.disagreements(project) == []
+    assert "| which pooling | base | 0.100 (0.100–0.100) | 0.200 (0.200–0.200) |" in readme.read_text()
+    assert "mAP, mean over 3 seeds (lowest–highest)" in readme.read_text()
 
 
 def test_nothing_recorded_is_a_sentence(tmp_path):

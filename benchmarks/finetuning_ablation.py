@@ -1,0 +1,193 @@
+"""What AP fine-tuning owes to its parts, and whether a photo's own views can stand in for labels: smoke profile.
+
+Every arm changes one thing of the base, which is the ladder's ap-finetuned: the contrastive start, GeM, a head that
+starts as PCA whitening, all layers trained with Smooth-AP. The arms without labels (as in InsCLR, AAAI 2022) see as
+many views of the same photos. Where an arm holds layers fixed, these get no gradient, so that AdamW leaves them alone,
+weight decay included, and their batch normalisation stays in evaluation mode: it uses and keeps the statistics of the
+pretraining. Scored on the toy benchmark, with which nothing is chosen here. Writes each row to
+results/ablation/finetuning.csv, skips those it holds, and prints the answer to each question.
+
+    .venv/bin/python benchmarks/finetuning_ablation.py [ARM ...] [--seeds 0 1 2] [--runs runs]
+
+minutes: of one CPU core, of what the arm trains itself; none for the steps of the ladder, which are taken from the run
+(and trained there if it has none), as the two starts are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from methods import score  # of this folder: mAP on medium and hard, plain and whitened
+from torch import nn
+
+from retrieval_utils.claims import FINETUNING_QUESTIONS, finetuning_answers
+from retrieval_utils.contrastive import PretrainingSettings, pretrain
+from retrieval_utils.datasets import TrainingSet
+from retrieval_utils.finetuning import add_whitening_head, finetune
+from retrieval_utils.networks import DescriptorNetwork, load_network
+from retrieval_utils.profiles import get_profile
+from retrieval_utils.records import Run, Trained
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "ablation" / "finetuning.csv"
+PROFILE = get_profile("smoke")
+
+
+class Bench:
+    """One seed: its starts, its data, and how an arm is fine-tuned from them."""
+
+    def __init__(self, seed: int, run_dir: str):
+        self.seed, self.run = seed, Run.open(run_dir, PROFILE.name, seed)
+        self.photos = self.run.training_set("instances")
+        self.settings = replace(PROFILE.finetuning_settings(seed), device="cpu")
+
+    def fresh(self, pooling: str = PROFILE.pooling) -> DescriptorNetwork:
+        return load_network(PROFILE.backbone, pooling=pooling, seed=self.seed)
+
+    def _start(self, name: str, method: str) -> Trained:
+        general, settings = self.run.training_set("categories"), PROFILE.pretraining_settings(method, self.seed)
+        return self.run.train(name, self.fresh(), pretrain, general, settings)
+
+    @cached_property
+    def contrastive(self) -> Trained:
+        return self._start("contrastive", "simclr")
+
+    @cached_property
+    def classifier(self) -> Trained:
+        return self._start("classifier", "classifier")
+
+    def ladder(self, step: str, start: Trained | None) -> DescriptorNetwork:
+        """A step of the ladder, from the run."""
+        network, settings = deepcopy(start.network) if start else self.fresh(), PROFILE.finetuning_settings(self.seed)
+        return self.run.train(step, network, finetune, self.photos, settings, start).network
+
+    def pretraining(self, method: str) -> PretrainingSettings:
+        """The profile's, but MoCo v2 with the projection head that makes it version 2; SimCLR has none here."""
+        settings = replace(PROFILE.pretraining_settings(method, self.seed), device="cpu")
+        return replace(settings, projection_dim=128) if method == "moco-v2" else settings
+
+    def tuned(
+        self, network: DescriptorNetwork, photos: TrainingSet | None = None, **changes: object
+    ) -> DescriptorNetwork:
+        """`network` after the base's fine-tuning with these changes of its settings."""
+        finetune(network, photos or self.photos, replace(self.settings, **changes))
+        return network
+
+    def own_views(self) -> TrainingSet:
+        """The same photos, each an instance of its own: then a positive is another view of the same photo."""
+        numbers = np.arange(len(self.photos.images))
+        names = [str(number) for number in numbers]
+        return replace(self.photos, labels=numbers, label_names=names, fingerprint=self.photos.fingerprint + "/photos")
+
+    def continued(self, method: str, start: Trained) -> DescriptorNetwork:
+        """`start` pretrained further on the photos without labels, on as many and the same views as the base sees."""
+        base = self.settings
+        views = base.epochs * base.batches * base.instances * base.images_per_instance
+        settings = self.pretraining(method)
+        settings = replace(settings, epochs=views // views_per_epoch(len(self.photos.images), settings.batch_size))
+        same = ("learning_rate", "weight_decay", "image_size", "min_scale", "jitter", "grayscale")
+        network = deepcopy(start.network)
+        pretrain(network, self.photos, replace(settings, **{name: getattr(base, name) for name in same}))
+        return network
+
+
+def views_per_epoch(images: int, batch_size: int) -> int:
+    """What `pretrain` sees in an epoch: two views of each image, in full batches."""
+    return 2 * batch_size * (images // batch_size)
+
+
+def hold(*layers: nn.Module) -> None:
+    """Nothing in `layers` moves any more: neither weights nor the statistics of batch normalisation."""
+    for layer in layers:
+        layer.requires_grad_(False).eval()
+        layer.train = partial(_stay, layer)  # training puts the whole network into training mode
+
+
+def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:
+    return layer
+
+
+def other_pooling(pooling: str, bench: Bench) -> DescriptorNetwork:
+    network = bench.fresh(pooling)
+    network.trunk.load_state_dict(bench.contrastive.network.trunk.state_dict())
+    return bench.tuned(network)
+
+
+def untrained_head(bench: Bench) -> DescriptorNetwork:
+    network, size = deepcopy(bench.contrastive.network), bench.settings.image_size * 3 // 2
+    add_whitening_head(network, bench.photos, bench.settings.head_dim, size, "cpu")
+    return network.eval()
+
+
+def some_layers(moving: tuple[str, ...], bench: Bench) -> DescriptorNetwork:
+    """Only these stages of the trunk learn, and the head; the pooling with the trunk's last stage."""
+    network = deepcopy(bench.contrastive.network)
+    hold(*(stage for name, stage in network.trunk.named_children() if name not in moving))
+    if not moving:
+        hold(network.pooling)
+    return bench.tuned(network)
+
+
+def nt_xent(bench: Bench, photos: TrainingSet) -> DescriptorNetwork:
+    """Fine-tuned with NT-Xent, whose positives are the labels of `photos`; all else is the base's."""
+    return bench.tuned(deepcopy(bench.contrastive.network), photos, loss="nt-xent")
+
+
+ARMS: dict[str, Callable[[Bench], DescriptorNetwork]] = {
+    "base": lambda bench: bench.ladder("ap-finetuned", bench.contrastive),
+    "start: classifier": lambda bench: bench.ladder("classifier-ap", bench.classifier),
+    "start: random": lambda bench: bench.ladder("scratch-ap", None),
+    "contrastive, as it was": lambda bench: bench.contrastive.network,
+    "head: whitening, not trained": untrained_head,
+    "layers: head alone": partial(some_layers, ()),
+    "layers: last stage and head": partial(some_layers, ("layer4",)),
+    "pooling: mac": partial(other_pooling, "mac"),
+    "head: none": lambda bench: bench.tuned(deepcopy(bench.contrastive.network), head_dim=0),
+    "contrastive, simclr continued": lambda bench: bench.continued("simclr", bench.contrastive),
+    "contrastive, moco-v2 continued": lambda bench: bench.continued("moco-v2", bench.contrastive),
+    "own views: nt-xent": lambda bench: nt_xent(bench, bench.own_views()),
+    "labels: nt-xent": lambda bench: nt_xent(bench, bench.photos),
+}
+LADDER = ("base", "start: classifier", "start: random")  # taken from the run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("arms", nargs="*", metavar="ARM", help=f"default: all of {', '.join(ARMS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--runs", default="runs", help="folder of the runs whose networks are the starts")
+    options = parser.parse_args()
+    unknown = [arm for arm in options.arms if arm not in ARMS]
+    if unknown:
+        parser.error(f"there is no arm '{unknown[0]}'; there are {', '.join(ARMS)}")
+    torch.set_num_threads(1)
+    rows = pd.read_csv(RESULTS).to_dict("records") if RESULTS.is_file() else []
+    benches = {seed: Bench(seed, options.runs) for seed in options.seeds}
+    for bench in benches.values():
+        bench.contrastive, bench.classifier  # noqa: B018 - trained before the clock runs, if they have to be
+    for arm in options.arms or ARMS:
+        for seed, bench in benches.items():
+            if not any(row["name"] == arm and row["seed"] == seed for row in rows):
+                began = time.process_time()
+                network = ARMS[arm](bench)
+                minutes = None if arm in LADDER else round((time.process_time() - began) / 60, 2)
+                rows.append({"name": arm, "seed": seed} | score(network) | {"minutes": minutes})
+                print(rows[-1], flush=True)
+                RESULTS.parent.mkdir(exist_ok=True)
+                pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.4f", lineterminator="\n")
+    frame = pd.DataFrame(rows)
+    for question, (reference, arms) in FINETUNING_QUESTIONS.items():
+        if {reference, *arms} <= set(frame["name"]):
+            print(finetuning_answers(frame, {question: (reference, arms)}).to_string(index=False), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
