@@ -82,10 +82,10 @@ PROFILES = {
             name="laptop",
             about="real photos (Grocery Store, 64 px); 2 CPU cores or any GPU",
             data="grocery-store",
-            whitening_images=1200,
             pretraining=SMALL,
-            finetuning=FinetuningSettings(epochs=10),
+            finetuning=FinetuningSettings(epochs=20),
             autoret=AutoRetSettings(epochs=8, batch_size=32),
+            label_fractions=(0.25,),
             lrml=LRMLSettings(epochs=2),
         ),
         Profile(
