@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +32,7 @@ def tiny_run(tmp_path_factory) -> TinyRun:
 
     from retrieval_utils.reproduce import reproduce
 
-    # Copies, so that ../runs, the default of the parameters cell, is one new folder for papermill and nbval.
+    # Copies, so that ../runs, the default of the parameters cell, is a new folder.
     project = tmp_path_factory.mktemp("project")
     notebooks = project / "notebooks"
     notebooks.mkdir()
@@ -47,18 +43,3 @@ def tiny_run(tmp_path_factory) -> TinyRun:
         (record,) = reproduce("tiny", run_dir=project / "runs", notebooks_dir=notebooks, console=console)
         text.seek(0)
         return TinyRun(notebooks, text.read(), record, project / "runs/tiny/seed-0")
-
-
-@pytest.fixture(scope="session")
-def nbval() -> Callable[..., None]:
-    """Runs notebooks with nbval in their own folder, and fails where one raises or a tagged cell prints otherwise."""
-    from retrieval_utils.execution import kernel_environment
-
-    def run(*notebooks: Path) -> None:
-        command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
-        command += ["--rootdir", str(notebooks[0].parent), "-c", os.devnull, *map(str, notebooks)]
-        environment = {key: value for key, value in kernel_environment().items() if not key.startswith("PYTEST_")}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-
-    return run
