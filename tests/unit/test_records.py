@@ -78,6 +78,15 @@ def test_score_records_both_steps_with_their_cards(run):
     assert low < plain["setups"]["medium"]["mean_ap"] < high
 
 
+def test_a_whitening_on_fewer_images_takes_them_evenly_and_says_so(run, cards):
+    few = replace(run, profile=replace(run.profile, whitening_images=len(cards.images)))
+    assert run.whitening_images == [*cards.images, *cards.images]  # one set plays both parts here
+    assert few.whitening_images == [*cards.images, *cards.images][::2]
+    scored = few.score("random", load_network("resnet18-thin"))
+    count = f"{len(few.whitening_images):,} images of cards/categories and cards/instances"
+    assert scored.whitened_card.whitening_fitted_on == count
+
+
 def test_a_rung_of_ones_own_is_recorded_with_its_card(run, cards_benchmark):
     scored = run.score("random", load_network("resnet18-thin"), minutes=1.5)
     expansion = Neighbours("alpha", count=3)
