@@ -203,6 +203,13 @@ def methods_block(results: str | Path) -> str:
     return "\n\n".join([f"{what}, * where it is larger than the seed spread of both.", *tables])
 
 
+TABLES = {  # markers in README.md -> file below results/, its name in a sentence, what stands between the markers
+    "results:ablation": (ABLATION, "the ablation", ablation_block),
+    "results:finetuning": (FINETUNING, "fine-tuning", finetuning_block),
+    "results:methods": (METHODS, "methods", methods_block),
+}
+
+
 def cost_block(results: str | Path, stem: str) -> str:
     """What stands in notebook `stem` between the cost markers: measured, from records that trained everything."""
     rows = []
@@ -255,12 +262,9 @@ def update(project: str | Path = ".") -> list[str]:
     text = old = readme.read_text(encoding="utf-8")
     for file in score_files(project / "results"):
         text = fill(text, f"results:{file.stem}", results_block(project / "results", file.stem))
-    if (project / "results" / ABLATION).is_file():
-        text = fill(text, "results:ablation", ablation_block(project / "results"))
-    if (project / "results" / FINETUNING).is_file():
-        text = fill(text, "results:finetuning", finetuning_block(project / "results"))
-    if (project / "results" / METHODS).is_file():
-        text = fill(text, "results:methods", methods_block(project / "results"))
+    for name, (file, _, written) in TABLES.items():
+        if (project / "results" / file).is_file():
+            text = fill(text, name, written(project / "results"))
     if text != old:
         write_text(readme, text)
         changed.append(readme.name)
@@ -286,12 +290,9 @@ def disagreements(project: str | Path = ".") -> list[str]:
             found.append(f"results/{file.name}: cards {', '.join(wrong)} are missing or altered in cards.json.")
         elif block(readme, f"results:{file.stem}") != results_block(results, file.stem):
             found.append(f"README.md: the table of {file.stem} is not that of results/{file.name}; run make report.")
-    if (results / ABLATION).is_file() and block(readme, "results:ablation") != ablation_block(results):
-        found.append(f"README.md: the table of the ablation is not that of results/{ABLATION}; run make report.")
-    if (results / FINETUNING).is_file() and block(readme, "results:finetuning") != finetuning_block(results):
-        found.append(f"README.md: the table of fine-tuning is not that of results/{FINETUNING}; run make report.")
-    if (results / METHODS).is_file() and block(readme, "results:methods") != methods_block(results):
-        found.append(f"README.md: the table of methods is not that of results/{METHODS}; run make report.")
+    for name, (file, what, written) in TABLES.items():
+        if (results / file).is_file() and block(readme, name) != written(results):
+            found.append(f"README.md: the table of {what} is not that of results/{file}; run make report.")
     for path in sorted((project / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         source = next(cell.source for cell in cells if cell.cell_type == "markdown")
