@@ -121,6 +121,22 @@ def other_pooling(pooling: str, bench: Bench) -> DescriptorNetwork:
     return bench.tuned(network)
 
 
+def other_start(method: str, bench: Bench) -> DescriptorNetwork:
+    """The base from another contrastive pretraining of the same pictures, epochs and views."""
+    network = bench.fresh()
+    pretrain(network, bench.run.training_set("categories"), bench.pretraining(method))
+    return bench.tuned(network)
+
+
+def random_head(bench: Bench) -> DescriptorNetwork:
+    """The base's head with orthogonal rows drawn at random instead of the whitening's; trained as the base's is."""
+    network, dim = deepcopy(bench.contrastive.network), bench.settings.head_dim
+    weight = torch.empty(dim, network.channels)  # (D, C)
+    nn.init.orthogonal_(weight, generator=torch.Generator().manual_seed(bench.seed))
+    network.add_head(weight, torch.zeros(dim))
+    return bench.tuned(network, head_dim=0)  # 0: no other head is put on it
+
+
 def untrained_head(bench: Bench) -> DescriptorNetwork:
     network, size = deepcopy(bench.contrastive.network), bench.settings.image_size * 3 // 2
     add_whitening_head(network, bench.photos, bench.settings.head_dim, size, "cpu")
@@ -136,25 +152,30 @@ def some_layers(moving: tuple[str, ...], bench: Bench) -> DescriptorNetwork:
     return bench.tuned(network)
 
 
-def nt_xent(bench: Bench, photos: TrainingSet) -> DescriptorNetwork:
-    """Fine-tuned with NT-Xent, whose positives are the labels of `photos`; all else is the base's."""
-    return bench.tuned(deepcopy(bench.contrastive.network), photos, loss="nt-xent")
+def with_loss(loss: str, bench: Bench, photos: TrainingSet) -> DescriptorNetwork:
+    """Fine-tuned with this loss, whose positives are the labels of `photos`; all else is the base's."""
+    return bench.tuned(deepcopy(bench.contrastive.network), photos, loss=loss)
 
 
 ARMS: dict[str, Callable[[Bench], DescriptorNetwork]] = {
     "base": lambda bench: bench.ladder("ap-finetuned", bench.contrastive),
     "start: classifier": lambda bench: bench.ladder("classifier-ap", bench.classifier),
     "start: random": lambda bench: bench.ladder("scratch-ap", None),
+    "start: moco-v2": partial(other_start, "moco-v2"),
+    "start: byol": partial(other_start, "byol"),
     "contrastive, as it was": lambda bench: bench.contrastive.network,
     "head: whitening, not trained": untrained_head,
     "layers: head alone": partial(some_layers, ()),
     "layers: last stage and head": partial(some_layers, ("layer4",)),
     "pooling: mac": partial(other_pooling, "mac"),
+    "pooling: spoc": partial(other_pooling, "spoc"),
+    "head: random start": random_head,
     "head: none": lambda bench: bench.tuned(deepcopy(bench.contrastive.network), head_dim=0),
     "contrastive, simclr continued": lambda bench: bench.continued("simclr", bench.contrastive),
     "contrastive, moco-v2 continued": lambda bench: bench.continued("moco-v2", bench.contrastive),
-    "own views: nt-xent": lambda bench: nt_xent(bench, bench.own_views()),
-    "labels: nt-xent": lambda bench: nt_xent(bench, bench.photos),
+    "own views: nt-xent": lambda bench: with_loss("nt-xent", bench, bench.own_views()),
+    "own views: smooth-ap": lambda bench: with_loss("smooth-ap", bench, bench.own_views()),
+    "labels: nt-xent": lambda bench: with_loss("nt-xent", bench, bench.photos),
 }
 LADDER = ("base", "start: classifier", "start: random")  # taken from the run
 
