@@ -7,6 +7,7 @@ No function touches rcParams. Colours are safe for colour-blind readers and each
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -279,9 +280,9 @@ def ablation_dots(
 def plot_ladder(rows: pd.DataFrame, setup: str | None = None) -> Figure:
     """The ladder: mAP of each step, one panel a set-up; rows as in results/<profile>.csv, of one benchmark.
 
-    Bar: mean over seeds, plain (filled) beside whitened (hatched); what was done to whitened descriptors afterwards, as
+    Bar: mean over seeds, plain (filled) above whitened (hatched); what was done to whitened descriptors afterwards, as
     in ap-finetuned+whitening+qe, is a rung of its own. Dot and whisker: one seed and its bootstrap interval
-    over queries. The controls stand apart on the right, behind the dashed line.
+    over queries. From the top: the road, other papers a group each, and the controls below the dashed line.
     """
     benchmarks = sorted(rows["benchmark"].unique())
     if len(benchmarks) != 1:
@@ -291,33 +292,37 @@ def plot_ladder(rows: pd.DataFrame, setup: str | None = None) -> Figure:
     setups = list(rows["setup"].unique()) if setup is None else [setup]
     plain = rows["step"].str.removesuffix("+whitening")
     steps = [step for step in (*LADDER, *sorted(set(plain) - {*LADDER, *CONTROLS}), *CONTROLS) if step in set(plain)]
-    first_control = sum(step not in CONTROLS for step in steps)
-    top = rows.loc[rows["setup"].isin(setups), "ap_high"].max()
-    places = {step: i + 0.5 * (step in CONTROLS) for i, step in enumerate(steps)}
-    width = max(3.6, min(10.8 / len(setups), 1.3 * len(steps)))
-    figure, axes = _grid(1, len(setups), width, 3.8, layout="constrained", sharey=True)
+    groups = [_group(step) for step in steps]
+    places = np.cumsum([0, *(1 + 0.8 * (a != b) for a, b in pairwise(groups))])
+    right = min(1.05, 1.15 * rows.loc[rows["setup"].isin(setups), "ap_high"].max())
+    width = 7.5 if len(setups) == 1 else 3.6
+    figure, axes = _grid(1, len(setups), width, 1.3 + 0.33 * places[-1], layout="constrained", sharey=True)
     for ax, name in zip(axes[0], setups, strict=True):
         for offset, suffix in ((-0.2, ""), (0.2, "+whitening")):
-            for step in steps:
+            for step, group, place in zip(steps, groups, places, strict=True):
                 seeds = rows[(rows["setup"] == name) & (rows["step"] == step + suffix)].sort_values("seed")
                 if seeds.empty:
                     continue
-                mean, x = seeds["mean_ap"].mean(), places[step] + offset
-                colour = "#BBBBBB" if step in CONTROLS else "#56B4E9"
+                mean, y = seeds["mean_ap"].mean(), place + offset
+                colour = "#BBBBBB" if group == "controls" else "#56B4E9"
                 hatch = "///" if "+whitening" in step + suffix else None
-                ax.bar(x, mean, 0.38, color=colour, edgecolor="white", hatch=hatch)
-                dots = x + np.linspace(-0.1, 0.1, len(seeds)) * (len(seeds) > 1)
+                ax.barh(y, mean, 0.38, color=colour, edgecolor="white", hatch=hatch)
+                dots = y + np.linspace(-0.1, 0.1, len(seeds)) * (len(seeds) > 1)
                 whiskers = np.abs(seeds[["ap_low", "ap_high"]].to_numpy().T - seeds["mean_ap"].to_numpy())
-                ax.errorbar(dots, seeds["mean_ap"], whiskers, fmt="o", color="black", markersize=3, linewidth=0.8)
-                side = "left" if suffix else "right"  # away from the neighbour's number
-                ax.text(places[step], seeds["ap_high"].max() + 0.01, f"{mean:.2f}", ha=side, fontsize=7)
-        if 0 < first_control < len(steps):
-            ax.axvline(first_control - 0.25, color="black", linestyle="--", linewidth=0.8)
-            ax.text(first_control - 0.2, 0.97, "controls", transform=ax.get_xaxis_transform(), va="top", fontsize=9)
-        ax.set(title=f"{benchmarks[0]}, {name}", ylim=(0, min(1.1, top + 0.15)))
-        names = [step.replace("+whitening+", "\n+") for step in steps]  # their bar is hatched as it is
-        ax.set_xticks(list(places.values()), names, fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
-    axes[0, 0].set_ylabel("mAP")
+                ax.errorbar(seeds["mean_ap"], dots, xerr=whiskers, fmt="o", color="black", markersize=2, linewidth=0.6)
+                ax.text(seeds["ap_high"].max() + 0.01 * right, y, f"{mean:.3f}", va="center", fontsize=7)
+        if "controls" in groups[1:]:
+            line = places[groups.index("controls")] - 0.9
+            ax.axhline(line, color="black", linestyle="--", linewidth=0.8)
+            ax.text(right, line + 0.05, "controls", ha="right", va="top", fontsize=9)
+        ax.set(title=f"{benchmarks[0]}, {name}", xlim=(0, right), ylim=(places[-1] + 0.5, -0.5), xlabel="mAP")
+        names = [step.replace("+whitening+", " +") for step in steps]  # their bar is hatched as it is
+        ax.set_yticks(places, names, fontsize=8)
     handles = [Rectangle((0, 0), 1, 1, facecolor="#56B4E9", edgecolor="white", hatch=h) for h in (None, "///")]
-    axes[0, 0].legend(handles, ["plain", "whitened"], fontsize=9, loc="upper left")
+    figure.legend(handles, ["plain", "whitened"], fontsize=9, loc="outside upper left", ncols=2)
     return figure
+
+
+def _group(step: str) -> str:
+    """What a step belongs to: the road (with what is done to its descriptors), another paper, or the controls."""
+    return "controls" if step in CONTROLS else "road" if step.split("+")[0] in LADDER else step.split("-")[0]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pandas as pd
+from PIL import Image
 
 from retrieval_utils.claims import ALL_CLAIMS, beyond_the_seeds, finetuning_answers, verdicts, what_decides
 from retrieval_utils.datasets.catalogue import TABLE as DATASETS
 from retrieval_utils.evaluation import SETUPS
-from retrieval_utils.plotting import CONTROLS, LADDER
+from retrieval_utils.plotting import CONTROLS, LADDER, plot_ladder
 from retrieval_utils.profiles import PROFILES, get_profile
 from retrieval_utils.records import ProtocolCard, load_steps, write_json
 
@@ -22,6 +24,7 @@ WHITENED = "+whitening"
 ABLATION = "ablation/pretraining.csv"  # below results/
 FINETUNING = "ablation/finetuning.csv"
 METHODS = "methods-smoke.csv"
+DRAWN_FROM = "Drawn from sha256"  # of the scores, in the picture itself
 LEGEND = (
     "Cells: mAP, mean over seeds (lowest–highest seed) [95 % bootstrap interval over queries, seeds averaged]."
     f" Minutes: training, of all that a step builds on. Controls, not rungs: {', '.join(CONTROLS)}."
@@ -170,10 +173,30 @@ def results_block(results: str | Path, profile: str) -> str:
     seeds = sorted(frame["seed"].unique())
     what = f"`{profile}`: {PROFILES[profile].about}; {len(seeds)} seed{'s' * (len(seeds) > 1)}."
     parts = [what, markdown(table), f"{LEGEND} {' '.join(lines)}"]
+    parts.insert(1, f"![The ladder of {profile}: mAP of every step](results/{profile}.png)")
     claims = verdicts(frame, ALL_CLAIMS)
     if not claims.empty:
         parts += [CLAIMS_LEGEND, markdown(claims)]
     return "\n\n".join(parts)
+
+
+def draw_ladder(scores: Path) -> bool:
+    """Draw results/<profile>.csv into the .png beside it, unless that is drawn already; True if it was not."""
+    picture, digest = scores.with_suffix(".png"), sha256(scores.read_bytes()).hexdigest()
+    if drawn_from(picture) == digest:
+        return False
+    frame = read_scores(scores)
+    setup = "medium" if "medium" in set(frame["setup"]) else frame["setup"].iloc[0]
+    plot_ladder(frame, setup).savefig(picture, dpi=110, metadata={DRAWN_FROM: digest})
+    return True
+
+
+def drawn_from(picture: Path) -> str:
+    """Hex sha256 of the scores that a ladder was drawn from; "" for no such picture."""
+    if not picture.is_file():
+        return ""
+    with Image.open(picture) as image:
+        return image.info.get(DRAWN_FROM, "")
 
 
 def ablation_block(results: str | Path) -> str:
@@ -256,12 +279,14 @@ def fill(text: str, name: str, body: str) -> str:
 
 
 def update(project: str | Path = ".") -> list[str]:
-    """Write the tables of README.md and the notebooks' cost cards from results/; return the files that changed."""
+    """Write README's tables, the ladders' pictures and the notebooks' cost cards from results/; return what changed."""
     project, changed = Path(project), []
     readme = project / "README.md"
     text = old = readme.read_text(encoding="utf-8")
     for file in score_files(project / "results"):
         text = fill(text, f"results:{file.stem}", results_block(project / "results", file.stem))
+        if draw_ladder(file):
+            changed.append(f"results/{file.stem}.png")
     for name, (file, _, written) in TABLES.items():
         if (project / "results" / file).is_file():
             text = fill(text, name, written(project / "results"))
@@ -280,7 +305,7 @@ def update(project: str | Path = ".") -> list[str]:
 
 
 def disagreements(project: str | Path = ".") -> list[str]:
-    """One sentence for each place where README.md, a notebook or a score's card does not agree with results/."""
+    """One sentence for each place where README.md, a picture, a notebook or a card does not agree with results/."""
     project, found = Path(project), []
     results, readme = project / "results", (project / "README.md").read_text(encoding="utf-8")
     cards = read_cards(results)
@@ -290,6 +315,8 @@ def disagreements(project: str | Path = ".") -> list[str]:
             found.append(f"results/{file.name}: cards {', '.join(wrong)} are missing or altered in cards.json.")
         elif block(readme, f"results:{file.stem}") != results_block(results, file.stem):
             found.append(f"README.md: the table of {file.stem} is not that of results/{file.name}; run make report.")
+        if drawn_from(file.with_suffix(".png")) != sha256(file.read_bytes()).hexdigest():
+            found.append(f"results/{file.stem}.png is not drawn from results/{file.name}; run make report.")
     for name, (file, what, written) in TABLES.items():
         if (results / file).is_file() and block(readme, name) != written(results):
             found.append(f"README.md: the table of {what} is not that of results/{file}; run make report.")

@@ -192,27 +192,35 @@ def test_ladder_order_controls_last_and_a_panel_per_setup():
     steps = ["scratch-ap", "ap-finetuned", "classifier-ap", "contrastive", "random", "classifier"]
     figure = plotting.plot_ladder(ladder_rows(steps + [f"{step}+whitening" for step in steps]))
     assert [ax.get_title().split(", ")[1] for ax in figure.axes] == ["medium", "hard"]
-    labels = [label.get_text().replace("\n", "") for label in figure.axes[0].get_xticklabels()]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["random", "classifier", "contrastive", "ap-finetuned", "classifier-ap", "scratch-ap"]
-    places = figure.axes[0].get_xticks()
-    dashed = figure.axes[0].lines[-1].get_xdata()[0]
+    places = figure.axes[0].get_yticks()
+    dashed = figure.axes[0].lines[-1].get_ydata()[0]
     assert places[3] < dashed < places[4] and len(figure.axes[0].patches) == 12
 
 
 def test_what_is_done_to_whitened_descriptors_is_a_hatched_rung_of_its_own():
     steps = ["ap-finetuned", "ap-finetuned+whitening", "ap-finetuned+whitening+qe", "scratch-ap"]
     ax = plotting.plot_ladder(ladder_rows(steps), setup="hard").axes[0]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["ap-finetuned", "ap-finetuned\n+qe", "scratch-ap"]
-    heights = {round(bar.get_height(), 2): bar.get_hatch() for bar in ax.patches}
-    assert heights == {0.11: None, 0.21: "///", 0.31: "///", 0.41: None}
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["ap-finetuned", "ap-finetuned +qe", "scratch-ap"]
+    lengths = {round(bar.get_width(), 2): bar.get_hatch() for bar in ax.patches}
+    assert lengths == {0.11: None, 0.21: "///", 0.31: "///", 0.41: None}
 
 
 def test_ladder_bar_is_the_mean_over_seeds_and_whiskers_are_the_intervals():
     ax = plotting.plot_ladder(ladder_rows(["classifier"]), setup="hard").axes[0]
-    assert ax.patches[0].get_height() == pytest.approx(0.11)
+    assert ax.patches[0].get_width() == pytest.approx(0.11)
     dots, _, (bars,) = ax.containers[-1]
-    assert np.allclose(dots.get_ydata(), [0.1, 0.11, 0.12])
-    assert all(np.allclose(segment[:, 1], [0.0, 0.2]) for segment in bars.get_segments())
+    assert np.allclose(dots.get_xdata(), [0.1, 0.11, 0.12])
+    assert all(np.allclose(segment[:, 0], [0.0, 0.2]) for segment in bars.get_segments())
+
+
+def test_other_papers_stand_apart_from_the_road():
+    steps = ["lrml-ap", "contrastive", "autoret", "lrml", "ap-finetuned", "scratch-ap"]
+    ax = plotting.plot_ladder(ladder_rows(steps), setup="hard").axes[0]
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == ["contrastive", "ap-finetuned", "autoret", "lrml", "lrml-ap", "scratch-ap"]
+    assert np.allclose(np.diff(ax.get_yticks()), [1, 1.8, 1.8, 1, 1.8]) and ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
 def test_ladder_refuses_to_mix_benchmarks():

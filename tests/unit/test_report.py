@@ -176,8 +176,8 @@ def test_what_is_done_to_whitened_descriptors_follows_them_under_a_protocol_of_i
 
 def test_readme_and_cost_card_are_filled_and_agree_until_one_of_them_changes(project):
     report.write_results("smoke", project / "runs", project / "results")
-    assert len(report.disagreements(project)) == 2  # nothing filled in yet
-    assert report.update(project) == ["README.md", "00_one.ipynb"]
+    assert len(report.disagreements(project)) == 3  # nothing filled in yet
+    assert report.update(project) == ["results/smoke.png", "README.md", "00_one.ipynb"]
     assert report.disagreements(project) == [] and report.update(project) == []
 
     readme = (project / "README.md").read_text()
@@ -226,6 +226,20 @@ def test_methods_and_losses_have_a_table_each_in_the_readme(project):
     text = readme.read_text()
     assert "mAP, mean over 3 seeds (lowest–highest)" in text
     assert "| simclr | 0.100 (0.100–0.100) | 0.200 (0.200–0.200) |" in text and "| smooth-ap | 0.100" in text
+
+
+def test_the_ladders_picture_says_which_scores_it_shows(project):
+    report.write_results("smoke", project / "runs", project / "results")
+    scores, picture = project / "results/smoke.csv", project / "results/smoke.png"
+    assert "results/smoke.png" in report.update(project) and "(results/smoke.png)" in (project / "README.md").read_text()
+    drawn = picture.read_bytes()
+    assert report.disagreements(project) == [] and report.update(project) == [] and picture.read_bytes() == drawn
+    scores.write_text(scores.read_text().replace("0.6000", "0.6100"))
+    assert "results/smoke.png is not drawn from results/smoke.csv; run make report." in report.disagreements(project)
+    report.update(project)
+    assert report.disagreements(project) == [] and picture.read_bytes() != drawn
+    picture.unlink()
+    assert len(report.disagreements(project)) == 1
 
 
 def test_the_ablation_of_fine_tuning_has_a_table_in_the_readme(project):
