@@ -74,7 +74,7 @@ PROFILES = {
             pretraining=replace(SMALL, epochs=12, image_size=48),
             # Larger crops than on laptop: in so few steps a network does not learn to match quarters of a building.
             finetuning=FinetuningSettings(epochs=9, image_size=48, min_scale=0.5),
-            autoret=AutoRetSettings(network=PatchSettings(width=16), epochs=1, batch_size=16, image_size=48),
+            autoret=AutoRetSettings(network=PatchSettings(width=16), epochs=1, batch_size=16, image_size=40),
             label_fractions=(0.25,),
             lrml=LRMLSettings(epochs=2, batches=5, mine_every=3, pool=100, image_size=48, min_scale=0.5),
         ),
