@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
@@ -24,6 +24,8 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
+from retrieval_utils.card import CardUse
+
 ENGINE = "retrieval"
 PACKAGE_PARENT = Path(__file__).resolve().parents[1]
 
@@ -34,11 +36,15 @@ class NotebookFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Executed:
-    """The executed notebook's path, its wall time in seconds, and the largest resident memory of its kernel in MB."""
+    """The executed notebook's path, its wall time in seconds, and the largest resident memory of its kernel in MB.
+
+    card: what `CardUse` saw of an NVIDIA card meanwhile.
+    """
 
     path: Path
     seconds: float
     peak_memory_mb: float
+    card: Mapping[str, float] = field(default_factory=dict)
 
 
 class PeakMemory(threading.Thread):
@@ -81,11 +87,12 @@ class OwnKernelManager(AsyncKernelManager):
 
 class _Client(PapermillNotebookClient):
     def papermill_execute_cells(self) -> None:
-        with PeakMemory(self.km.provisioner.pid) as memory:
+        with PeakMemory(self.km.provisioner.pid) as memory, CardUse() as card:
             try:
                 super().papermill_execute_cells()
             finally:
                 self.nb.metadata.papermill["peak_memory_mb"] = round(memory.mb, 1)
+        self.nb.metadata.papermill["card"] = card.record
 
 
 class _Engine(NBClientEngine):
@@ -165,7 +172,7 @@ def execute(
             raise _failure(notebook, f"number {at['cell']}", what, failed) from None
         metadata = _rewrite(partial, output).metadata.papermill
         failed.unlink(missing_ok=True)
-        return Executed(output, metadata.duration, metadata.get("peak_memory_mb", 0.0))
+        return Executed(output, metadata.duration, metadata.get("peak_memory_mb", 0.0), metadata.get("card", {}))
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OSError(f"The disk that holds {output.parent} is full: free some space, then --resume.") from None

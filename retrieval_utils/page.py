@@ -71,11 +71,15 @@ def html_table(table: pd.DataFrame, raw: bool = False) -> str:
 
 
 def notebook_table(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row a notebook and seed: a relative link to the executed file, minutes, peak memory."""
+    """One row a notebook and seed: a relative link to the executed file, minutes, peak memory, and of a card if any."""
     rows = []
     for run in runs:
         for stem, entry in sorted(run["notebooks"].items()):
             name = f"{stem}.ipynb" if entry["status"] == "done" else f"{stem}.failed.ipynb"
+            card = {}
+            if "card_mean_use" in entry:
+                memory = f"{entry['card_peak_memory_mb'] / 1000:.1f} GB"
+                card = {"card, mean use": f"{entry['card_mean_use']:.0%}", "card, peak memory": memory}
             rows.append(
                 {
                     "notebook": f'<a href="seed-{run["seed"]}/notebooks/{escape(name)}">{escape(stem)}</a>',
@@ -83,9 +87,10 @@ def notebook_table(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
                     "status": entry["status"],
                     "minutes": f"{entry['seconds'] / 60:.1f}",
                     "peak memory": f"{entry['peak_memory_mb'] / 1000:.1f} GB" if "peak_memory_mb" in entry else "",
+                    **card,
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")
 
 
 def record_line(run: dict[str, Any]) -> str:

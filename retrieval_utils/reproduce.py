@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from retrieval_utils.card import driver
 from retrieval_utils.profiles import get_profile
 from retrieval_utils.progress import Progress
 from retrieval_utils.records import write_json
@@ -113,7 +114,7 @@ def _run(path: Path, folder: Path, record: dict, parameters: dict[str, Any], col
         raise Interrupted(
             f"Stopped in {path.stem} (seed {seed}); what was finished is kept, --resume goes on from there."
         ) from None
-    measured = {"peak_memory_mb": done.peak_memory_mb, "cold": cold}
+    measured = {"peak_memory_mb": done.peak_memory_mb, "cold": cold, **done.card}
     record["notebooks"][path.stem] = _entry("done", done.seconds, digest) | measured
     write_json(folder / "run.json", record)
     progress.done(path.stem, seed, done.seconds, done.peak_memory_mb)
@@ -232,7 +233,7 @@ def git_state() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """System, cores this process may use, memory in GB and the device that training would take."""
+    """System, cores this process may use, memory in GB, the device that training would take and an NVIDIA driver."""
     import psutil
     import torch
 
@@ -241,7 +242,8 @@ def machine() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     memory = round(psutil.virtual_memory().total / 1e9, 1)
     system = f"{platform.system()} {platform.machine()}"
-    return {"system": system, "cores": cores, "memory_gb": memory, "device": device}
+    found = {"system": system, "cores": cores, "memory_gb": memory, "device": device}
+    return found | ({"driver": driver()} if device != "cpu" else {})
 
 
 def usable_cores() -> int:

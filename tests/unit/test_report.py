@@ -231,7 +231,9 @@ def test_methods_and_losses_have_a_table_each_in_the_readme(project):
 def test_the_ladders_picture_says_which_scores_it_shows(project):
     report.write_results("smoke", project / "runs", project / "results")
     scores, picture = project / "results/smoke.csv", project / "results/smoke.png"
-    assert "results/smoke.png" in report.update(project) and "(results/smoke.png)" in (project / "README.md").read_text()
+    assert (
+        "results/smoke.png" in report.update(project) and "(results/smoke.png)" in (project / "README.md").read_text()
+    )
     drawn = picture.read_bytes()
     assert report.disagreements(project) == [] and report.update(project) == [] and picture.read_bytes() == drawn
     scores.write_text(scores.read_text().replace("0.6000", "0.6100"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,7 @@ def test_a_run_in_the_kernel_of_this_python_with_its_parameters_and_a_record(cou
     entry = record["notebooks"]["00_one"]
     assert entry["status"] == "done" and entry["cold"] and 0.7 < entry["seconds"] < 120
     assert 200 < entry["peak_memory_mb"] < 2000
+    assert ("card_mean_use" in entry) == (shutil.which("nvidia-smi") is not None)
     assert printed(course)[0].startswith("00_one (seed 3): done in ")
 
 
