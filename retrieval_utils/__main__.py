@@ -158,6 +158,7 @@ def report(
         from retrieval_utils.masters import refresh_outputs
         from retrieval_utils.profiles import PROFILES
         from retrieval_utils.report import disagreements, update, write_results
+        from retrieval_utils.side_tables import write_side_tables
 
         if check:
             found = disagreements()
@@ -169,6 +170,8 @@ def report(
         for name in names:
             frame = write_results(name, run_dir)
             print(f"results/{name}.csv: {frame['step'].nunique()} steps, seeds {sorted(set(frame['seed'].tolist()))}")
+        for file in write_side_tables(names, run_dir):
+            print(f"results/{file}: written")
         copied = refresh_outputs(run_dir / "smoke/seed-0/notebooks") if outputs else []
         for file in dict.fromkeys([*copied, *update()]):
             print(f"{file}: brought up to date")

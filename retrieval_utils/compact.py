@@ -6,12 +6,20 @@ bits. Nothing is learned from the database or the queries, only from training de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from retrieval_utils.evaluation import GroundTruth, evaluate
 from retrieval_utils.index import faiss  # imported there with what macOS needs
+from retrieval_utils.protocol import ProtocolCard
+from retrieval_utils.result_files import write_json
 
+BITS = (16, 32, 64)
+SHUFFLES = 3  # random orders of ties that a score is the mean of
 WORD_BITS = 4  # of a codeword: codebooks of 16 words, as in self-supervised product quantisation (Jang and Cho 2021)
 
 
@@ -73,6 +81,40 @@ def without_ties(scores: Tensor, seed: int = 0) -> Tensor:
     order = random[scores[:, random].argsort(dim=1, descending=True, stable=True)]  # (Q, N)
     ranks = torch.arange(scores.shape[1], dtype=torch.float32).expand(scores.shape)
     return -torch.empty(scores.shape).scatter_(1, order, ranks)  # (Q, N)
+
+
+def at_bits(
+    training: Tensor,
+    queries: Tensor,
+    database: Tensor,
+    ground_truth: Sequence[GroundTruth],
+    setups: Sequence[str],
+    seed: int = 0,
+) -> list[dict[str, str | int | float]]:
+    """mAP of both codes at BITS bits, and of the floats themselves: one row a code, number of bits and set-up.
+
+    training (n, D) teaches the codes; queries (Q, D), database (N, D); ground_truth and setups as `evaluate` takes
+    them. mean_ap: ties in random order, the mean of SHUFFLES orders. by_index: ties in the order of the database.
+    """
+    scores = {("float", 32 * database.shape[1]): queries @ database.T}  # (Q, N) each
+    for bits in BITS:
+        scores["product", bits] = product_scores(training, queries, database, bits, seed)
+        scores["sign", bits] = sign_scores(training, queries, database, bits, seed)
+    rows = []
+    for (code, bits), values in scores.items():
+        shuffled = [evaluate(without_ties(values, s), ground_truth, setups) for s in range(SHUFFLES)]
+        by_index = evaluate(values, ground_truth, setups)
+        for setup in setups:
+            mean_ap = float(np.mean([report[setup].mean_ap for report in shuffled]))
+            where = {"code": code, "bits": bits, "setup": setup}
+            rows.append(where | {"mean_ap": mean_ap, "by_index": float(by_index[setup].mean_ap)})
+    return rows
+
+
+def record_compact(folder: str | Path, step: str, rows: Sequence[dict], card: ProtocolCard) -> None:
+    """Writes <folder>/compact/<step>.json: rows of `at_bits`, and the card of the step whose descriptors they code."""
+    values = {"step": step, "codes": list(rows), "card": card.to_dict(), "card_hash": card.hash}
+    write_json(Path(folder) / "compact" / f"{step}.json", values)
 
 
 def _check(training: Tensor, database: Tensor, bits: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,29 @@ import nbformat
 import pandas as pd
 from PIL import Image
 
-from retrieval_utils.claims import ALL_CLAIMS, beyond_the_seeds, finetuning_answers, verdicts, what_decides
+from retrieval_utils.claims import (
+    ALL_CLAIMS,
+    FINETUNING_QUESTIONS,
+    RECONSTRUCTION_QUESTIONS,
+    beyond_the_seeds,
+    finetuning_answers,
+    untested,
+    verdicts,
+    what_decides,
+)
 from retrieval_utils.datasets.catalogue import TABLE as DATASETS
 from retrieval_utils.evaluation import SETUPS
 from retrieval_utils.plotting import CONTROLS, LADDER, plot_ladder
 from retrieval_utils.profiles import PROFILES, get_profile
 from retrieval_utils.records import ProtocolCard, load_steps, write_json
+from retrieval_utils.result_files import write_text
+from retrieval_utils.side_tables import CATEGORY, COMPACT, category_block, compact_block, markdown
 
 COLUMNS = ["step", "benchmark", "setup", "seed", "mean_ap", "ap_low", "ap_high", "minutes", "card"]
 WHITENED = "+whitening"
 ABLATION = "ablation/pretraining.csv"  # below results/
 FINETUNING = "ablation/finetuning.csv"
+RECONSTRUCTIONS = "ablation/reconstructions.csv"
 METHODS = "methods-smoke.csv"
 DRAWN_FROM = "Drawn from sha256"  # of the scores, in the picture itself
 LEGEND = (
@@ -32,7 +44,7 @@ LEGEND = (
 CLAIMS_LEGEND = (
     "What this says of the claims of Wu, Luo and Wunsch (2022), and of LRML (2019) and AutoRet (2022), both"
     " reconstructed: differences of mAP, mean over seeds (lowest to highest seed). A claim holds where every seed says"
-    " so, plain and whitened; where they disagree it is open."
+    " so, plain and whitened; where they disagree it is open. Tested in: notebook and section."
 )
 
 
@@ -160,12 +172,6 @@ def _cell(seeds: pd.DataFrame) -> str:
     return f"{values.mean():.3f}{spread} [{seeds['ap_low'].mean():.3f}–{seeds['ap_high'].mean():.3f}]"
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """`table` as a Markdown table; its cells are text."""
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def results_block(results: str | Path, profile: str) -> str:
     """What stands in README.md between the markers of `profile`."""
     frame = read_scores(Path(results) / f"{profile}.csv")
@@ -208,12 +214,22 @@ def ablation_block(results: str | Path) -> str:
 
 def finetuning_block(results: str | Path) -> str:
     """What stands in README.md between the markers of the ablation of fine-tuning."""
-    frame = pd.read_csv(Path(results) / FINETUNING)
+    return _answers_block(Path(results) / FINETUNING, FINETUNING_QUESTIONS)
+
+
+def reconstructions_block(results: str | Path) -> str:
+    """What stands in README.md between the markers of the ablation of LRML and AutoRet."""
+    return _answers_block(Path(results) / RECONSTRUCTIONS, RECONSTRUCTION_QUESTIONS)
+
+
+def _answers_block(file: Path, questions: Mapping[str, tuple[str, Sequence[str]]]) -> str:
+    frame = pd.read_csv(file)
+    whole = {q: (first, arms) for q, (first, arms) in questions.items() if {first, *arms} <= set(frame["name"])}
     seeds = frame["seed"].nunique()
     what = (
         f"mAP, mean over {seeds} seed{'s' * (seeds > 1)} (lowest–highest), and the lead over the question's reference"
     )
-    table = finetuning_answers(frame).drop(columns="minutes")
+    table = finetuning_answers(frame, whole).drop(columns="minutes")
     return f"{what}, * where it is larger than the seed spread of both.\n\n{markdown(table)}"
 
 
@@ -229,8 +245,14 @@ def methods_block(results: str | Path) -> str:
 TABLES = {  # markers in README.md -> file below results/, its name in a sentence, what stands between the markers
     "results:ablation": (ABLATION, "the ablation", ablation_block),
     "results:finetuning": (FINETUNING, "fine-tuning", finetuning_block),
+    "results:reconstructions": (RECONSTRUCTIONS, "the reconstructions", reconstructions_block),
     "results:methods": (METHODS, "methods", methods_block),
+    "results:category": (CATEGORY, "categories", category_block),
+    "results:compact": (COMPACT, "compact codes", compact_block),
 }
+
+
+UNTESTED = "results:untested"  # markers of what no file is needed for
 
 
 def cost_block(results: str | Path, stem: str) -> str:
@@ -253,13 +275,6 @@ def cost_block(results: str | Path, stem: str) -> str:
                 }
             )
     return markdown(pd.DataFrame(rows)) if rows else "Not measured yet."
-
-
-def write_text(path: Path, text: str) -> None:
-    """Under the final name only when whole."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(path)
 
 
 def block(text: str, name: str) -> str | None:
@@ -290,6 +305,7 @@ def update(project: str | Path = ".") -> list[str]:
     for name, (file, _, written) in TABLES.items():
         if (project / "results" / file).is_file():
             text = fill(text, name, written(project / "results"))
+    text = fill(text, UNTESTED, markdown(untested()))
     if text != old:
         write_text(readme, text)
         changed.append(readme.name)
@@ -320,6 +336,8 @@ def disagreements(project: str | Path = ".") -> list[str]:
     for name, (file, what, written) in TABLES.items():
         if (results / file).is_file() and block(readme, name) != written(results):
             found.append(f"README.md: the table of {what} is not that of results/{file}; run make report.")
+    if block(readme, UNTESTED) not in (None, markdown(untested())):
+        found.append("README.md: what cannot be tested is not what claims.py says; run make report.")
     for path in sorted((project / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         source = next(cell.source for cell in cells if cell.cell_type == "markdown")

@@ -107,3 +107,10 @@ def write_json(path: Path, value: object) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     part.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Under the final name only when whole."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    partial.replace(path)

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 
-from retrieval_utils.claims import FINETUNING_QUESTIONS
+from retrieval_utils.autoret import ARMS as AUTORET
+from retrieval_utils.claims import (
+    ALL_CLAIMS,
+    CANNOT_BE_TESTED,
+    FINETUNING_QUESTIONS,
+    RECONSTRUCTION_QUESTIONS,
+    TESTED_IN,
+)
+from retrieval_utils.contrastive_methods import METHODS as CONTRASTIVE
+from retrieval_utils.finetuning import LOSSES
+from retrieval_utils.lrml import ARMS as LRML
 from retrieval_utils.plotting import CONTROLS, LADDER
-from retrieval_utils.report import COLUMNS, FINETUNING, disagreements, read_cards, read_scores
+from retrieval_utils.report import (
+    COLUMNS,
+    FINETUNING,
+    METHODS,
+    RECONSTRUCTIONS,
+    disagreements,
+    read_cards,
+    read_scores,
+)
+from retrieval_utils.side_tables import CATEGORY, COMPACT, NAMES, read_side_table
+
+OTHER_PAPERS = (
+    *(arm if arm == "lrml" else f"lrml-{arm}" for arm in LRML),
+    *("autoret-untrained", *AUTORET, "autoret-labels-25"),
+)
 
 
 @pytest.fixture
@@ -22,7 +48,7 @@ def test_readme_notebooks_and_results_agree(project):
 @pytest.mark.parametrize("scores", ["smoke", "laptop"], indirect=True)
 def test_every_step_is_scored_on_every_setup_with_three_seeds(scores, project):
     assert list(scores.columns) == COLUMNS and not scores.isna().any().any()
-    steps = {step + suffix for step in (*LADDER, *CONTROLS) for suffix in ("", "+whitening")}
+    steps = {step + suffix for step in (*LADDER, *CONTROLS, *OTHER_PAPERS) for suffix in ("", "+whitening")}
     assert steps <= set(scores["step"])
     assert (scores.groupby(["step", "setup"])["seed"].nunique() >= 3).all()
     assert not scores.duplicated(["step", "setup", "seed"]).any()
@@ -44,8 +70,38 @@ def test_on_toy_landmarks_errors_fall_from_classifier_to_contrastive_to_ap(score
         assert classifier < contrastive < finetuned
 
 
-def test_every_arm_of_the_ablation_of_fine_tuning_has_three_seeds(project):
-    frame = pd.read_csv(project / "results" / FINETUNING)
-    arms = {name for reference, others in FINETUNING_QUESTIONS.values() for name in (reference, *others)}
+@pytest.mark.parametrize(
+    ("file", "questions"), [(FINETUNING, FINETUNING_QUESTIONS), (RECONSTRUCTIONS, RECONSTRUCTION_QUESTIONS)]
+)
+def test_every_arm_of_an_ablation_has_three_seeds(project, file, questions):
+    frame = pd.read_csv(project / "results" / file)
+    arms = {name for reference, others in questions.values() for name in (reference, *others)}
     assert set(frame["name"]) == arms and not frame.duplicated(["name", "seed"]).any()
     assert (frame.groupby("name")["seed"].nunique() >= 3).all()
+
+
+def test_every_contrastive_method_and_every_loss_has_three_seeds(project):
+    frame = pd.read_csv(project / "results" / METHODS)
+    assert set(frame["name"]) == {*CONTRASTIVE, *LOSSES} and not frame.duplicated(["name", "seed"]).any()
+    assert (frame.groupby("name")["seed"].nunique() >= 3).all()
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop"])
+def test_categories_and_compact_codes_have_three_seeds(project, profile):
+    category, compact = (read_side_table(project / "results" / name) for name in (CATEGORY, COMPACT))
+    category, compact = (frame[frame["profile"] == profile] for frame in (category, compact))
+    assert set(NAMES) <= set(category["name"]) and {"ap-finetuned", "autoret-labels"} == set(compact["step"])
+    assert {("product", bits) for bits in (16, 32, 64)} < set(zip(compact["code"], compact["bits"], strict=True))
+    assert (category.groupby(["task", "name", "k"])["seed"].nunique() >= 3).all()
+    assert (compact.groupby(["step", "code", "bits", "setup"])["seed"].nunique() >= 3).all()
+    assert set(compact["card"]) <= set(read_cards(project / "results"))  # of the floats, which are a step's
+
+
+def test_every_claim_names_a_section_that_is_there_and_the_readme_tells_what_cannot_be_tested(project):
+    assert {(better, worse) for _, better, worse in ALL_CLAIMS} == set(TESTED_IN)
+    for where in {*TESTED_IN.values(), *(told for _, told, _ in CANNOT_BE_TESTED)}:
+        number, section = re.fullmatch(r"(\d\d), section (\d)", where).groups()
+        (notebook,) = project.glob(f"notebooks/{number}_*.ipynb")
+        assert f'"## {section} ' in notebook.read_text(encoding="utf-8"), where
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {claim} |" in readme for claim, _, _ in CANNOT_BE_TESTED)

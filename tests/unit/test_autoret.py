@@ -268,6 +268,21 @@ def test_training_pulls_apart_what_cannot_be_linked_and_centres(cards):
     assert history["false_cannot_link"][0] == pytest.approx(source.false_cannot_link(source.draw(0)))
 
 
+@pytest.mark.parametrize("fraction", [0, 0.1, 0.25, 0.5, 1])
+def test_it_trains_with_no_labels_some_and_all(cards, fraction):
+    network, settings = load_autoret(settings=SMALL), replace(QUICK, epochs=1, label_fraction=fraction)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    history = train_autoret(network, cards, settings)
+    assert all(len(values) == 1 and math.isfinite(values[0]) for values in history.values())
+    source = LinkPairs(cards.labels, fraction, seed=settings.seed)
+    lies = history["false_cannot_link"][0]
+    assert lies == pytest.approx(source.false_cannot_link(source.draw(0))) and (lies == 0) == (fraction == 1)
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"embed.weight", "fusion.lstm.weight_hh_l0", "centre"} <= moved
+    descriptors = extract_descriptors(network, cards.images[:4], image_size=32)
+    assert torch.allclose(descriptors.norm(dim=1), torch.ones(4))
+
+
 def test_training_is_repeatable_and_other_seeds_are_others(cards):
     def trained(seed):
         network = load_autoret(settings=SMALL)

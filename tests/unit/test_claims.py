@@ -3,10 +3,12 @@ from __future__ import annotations
 import pandas as pd
 
 from retrieval_utils.claims import (
+    ALL_CLAIMS,
     FINETUNING_QUESTIONS,
     LRML_CLAIMS,
     beyond_the_seeds,
     finetuning_answers,
+    untested,
     verdicts,
     what_decides,
 )
@@ -51,6 +53,22 @@ def test_the_claims_of_another_paper_are_judged_by_the_same_rule():
     table = verdicts(frame, LRML_CLAIMS).set_index("claim")["verdict"]
     assert table.tolist() == ["holds", "open"]
     assert verdicts(frame).empty
+
+
+def test_every_claim_says_where_it_is_tested():
+    steps = {step for _, *pair in ALL_CLAIMS for step in pair}
+    table = verdicts(scores(dict.fromkeys(steps, [0.5, 0.6])), ALL_CLAIMS)
+    assert len(table) == len(ALL_CLAIMS)
+    where = table.set_index("claim")["tested in"]
+    assert where["AutoRet: a small portion of labels, 25 %, adds to self-supervision"] == "07, section 5"
+    assert where["LRML does better than the triplet loss"] == "06, section 7"
+    assert where["the road as a whole beats the classifier off the shelf"] == "05, section 4"
+
+
+def test_what_cannot_be_tested_is_told_of_each_paper_once():
+    table = untested()
+    assert [claim.split(" (")[0] for claim in table["claim"]] == ["Wu, Luo and Wunsch", "LRML", "AutoRet"]
+    assert set(table["verdict"]) == {"cannot be tested here"} and table["why"].str.len().min() > 10
 
 
 def test_an_ablation_sets_both_methods_side_by_side():

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
-from retrieval_utils.compact import product_codes, product_scores, sign_codes, sign_scores, without_ties
+from retrieval_utils.compact import (
+    at_bits,
+    product_codes,
+    product_scores,
+    record_compact,
+    sign_codes,
+    sign_scores,
+    without_ties,
+)
+from retrieval_utils.evaluation import GroundTruth, evaluate
+from retrieval_utils.protocol import ProtocolCard
 
 
 def drawn(n, dim=32, seed=0):
@@ -88,6 +101,29 @@ def test_ties_no_longer_favour_a_database_that_lists_its_positives_first():
     everything_equal = torch.zeros(1, 1000)
     places = torch.stack([without_ties(everything_equal, seed)[0].argsort(descending=True) for seed in range(20)])
     assert (places[:, :10] < 10).float().mean() < 0.1
+
+
+def test_both_codes_are_scored_at_equal_bits_and_ties_favour_nobody(tmp_path):
+    training, database, none = drawn(300), drawn(200, seed=1), np.array([], int)
+    queries = database[:10] + 0.3 * drawn(10, seed=2)
+    truth = [GroundTruth(easy=np.arange(5), hard=none, junk=none)] * 10  # positives stand first, at random otherwise
+    rows = at_bits(training, queries, database, truth, ["easy", "medium"])
+    kinds = [("float", 1024)] + [(code, bits) for bits in (16, 32, 64) for code in ("product", "sign")]
+    assert [(row["code"], row["bits"], row["setup"]) for row in rows] == [
+        (code, bits, setup) for code, bits in kinds for setup in ("easy", "medium")
+    ]
+    floats = evaluate(queries @ database.T, truth, ["easy"])["easy"].mean_ap
+    assert rows[0]["mean_ap"] == rows[0]["by_index"] == pytest.approx(floats)
+    sign = next(row for row in rows if row["code"] == "sign")
+    assert sign["bits"] == 16 and sign["by_index"] > sign["mean_ap"]
+    scores = sign_scores(training, queries, database, 16)
+    one_by_one = [evaluate(without_ties(scores, s), truth, ["easy"])["easy"].mean_ap for s in range(3)]
+    assert sign["mean_ap"] == pytest.approx(np.mean(one_by_one)) and len(set(one_by_one)) == 3
+
+    card = ProtocolCard("toys", "ab", 200, 10, *["x"] * 14)
+    record_compact(tmp_path, "autoret-labels", rows, card)
+    record = json.loads((tmp_path / "compact/autoret-labels.json").read_text())
+    assert (record["step"], record["codes"], record["card_hash"]) == ("autoret-labels", rows, card.hash)
 
 
 def test_bad_input():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 from dataclasses import replace
 from itertools import combinations
 
@@ -11,6 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from retrieval_utils import lrml
+from retrieval_utils.datasets import load_training_set
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.datasets.sfm import PairSet
 from retrieval_utils.finetuning import finetune
@@ -21,7 +24,7 @@ from retrieval_utils.losses import (
     QuadrupletLoss,
 )
 from retrieval_utils.lrml import ARMS, LRMLSettings, balanced_settings, learn_to_rank, tuple_loss
-from retrieval_utils.mining import TUPLE
+from retrieval_utils.mining import TUPLE, TupleBatches
 from retrieval_utils.networks import load_network
 from retrieval_utils.records import state_sha256
 
@@ -223,6 +226,44 @@ def test_listed_positives_are_those_of_the_set(cards, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         learn_to_rank(load_network("resnet18-thin"), pairs, replace(SETTINGS, positives="listed"))
     assert taken == [(pairs.queries, pairs.positives)]
+
+
+@pytest.fixture
+def sfm(cards, tmp_path):
+    """The cards in the layout of retrieval-SfM-120k: a photo a name, a cluster an instance, two pairs each."""
+    folder, names = tmp_path / "retrieval-SfM-120k", [f"{number:032x}" for number in range(len(cards.images))]
+    for name, image in zip(names, cards.images, strict=True):
+        path = folder / "ims" / name[-2:] / name[-4:-2] / name[-6:-4] / name
+        path.parent.mkdir(parents=True)
+        shutil.copy(image, path)
+    queries = [first + place for first in range(0, len(names), 6) for place in (0, 3)]
+    pairs = {"qidxs": queries, "pidxs": [query + 2 for query in queries]}
+    lists = {"train": {"cids": names, "cluster": (100 - cards.labels).tolist(), **pairs}}
+    (folder / "retrieval-SfM-120k.pkl").write_bytes(pickle.dumps(lists, 2))
+    return load_training_set("retrieval-sfm-120k", root=tmp_path)
+
+
+@pytest.mark.parametrize("positives", ["listed", "random"])
+def test_it_trains_on_retrieval_sfm(sfm, positives, monkeypatch):
+    tuples = []
+
+    class Watched(TupleBatches):
+        def __iter__(self):
+            for batch in super().__iter__():
+                tuples.extend(np.reshape(batch, (-1, TUPLE)).tolist())
+                yield batch
+
+    monkeypatch.setattr(lrml, "TupleBatches", Watched)
+    network = load_network("resnet18-thin")
+    before = state_sha256(network.trunk)
+    history = learn_to_rank(network, sfm, replace(SETTINGS, epochs=1, positives=positives))
+    assert len(history["loss"]) == 1 and np.isfinite(history["loss"]).all()
+    assert network.dim == 16 and state_sha256(network.trunk) != before
+    assert len(tuples) == 2 * 4
+    listed = set(zip(sfm.queries.tolist(), sfm.positives.tolist(), strict=True))
+    assert all((query, positive) in listed for query, positive, *_ in tuples) == (positives == "listed")
+    for query, positive, *negatives in sfm.labels[tuples].tolist():
+        assert query == positive and len({query, *negatives}) == 6
 
 
 def subset(cards: TrainingSet, keep: np.ndarray) -> TrainingSet:
