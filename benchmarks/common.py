@@ -52,10 +52,14 @@ def _peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def record(benchmark: str, ours: float, theirs: float, unit: str) -> None:
-    """Prints a line for `benchmark` and appends it to results/bench.csv; the ratio is theirs to ours."""
-    row = (benchmark, f"{ours:.4g}", f"{theirs:.4g}", f"{theirs / ours:.3g}", unit, machine(), date.today().isoformat())
-    print(f"{row[0]}: ours {row[1]} {unit}, theirs {row[2]} {unit}, ratio {row[3]}")
+def record(benchmark: str, ours: float, theirs: float | None, unit: str) -> None:
+    """Prints a line for `benchmark` and appends it to results/bench.csv; the ratio is theirs to ours.
+
+    theirs: None where there is nothing to compare with; then it and the ratio stay empty.
+    """
+    compared = ("", "") if theirs is None else (f"{theirs:.4g}", f"{theirs / ours:.3g}")
+    row = (benchmark, f"{ours:.4g}", *compared, unit, machine(), date.today().isoformat())
+    print(f"{row[0]}: ours {row[1]} {unit}" + ("" if theirs is None else f", theirs {row[2]} {unit}, ratio {row[3]}"))
     new = not BENCH.is_file()
     with BENCH.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -137,6 +137,12 @@ def random_head(bench: Bench) -> DescriptorNetwork:
     return bench.tuned(network, head_dim=0)  # 0: no other head is put on it
 
 
+def other_batch(factor: float, bench: Bench) -> DescriptorNetwork:
+    """Batches of `factor` times as many instances, and as many fewer batches: the images seen are as many."""
+    instances, batches = round(bench.settings.instances * factor), round(bench.settings.batches / factor)
+    return bench.tuned(deepcopy(bench.contrastive.network), instances=instances, batches=batches)
+
+
 def untrained_head(bench: Bench) -> DescriptorNetwork:
     network, size = deepcopy(bench.contrastive.network), bench.settings.image_size * 3 // 2
     add_whitening_head(network, bench.photos, bench.settings.head_dim, size, "cpu")
@@ -171,6 +177,8 @@ ARMS: dict[str, Callable[[Bench], DescriptorNetwork]] = {
     "pooling: spoc": partial(other_pooling, "spoc"),
     "head: random start": random_head,
     "head: none": lambda bench: bench.tuned(deepcopy(bench.contrastive.network), head_dim=0),
+    "batch: half": partial(other_batch, 0.5),
+    "batch: double": partial(other_batch, 2),
     "contrastive, simclr continued": lambda bench: bench.continued("simclr", bench.contrastive),
     "contrastive, moco-v2 continued": lambda bench: bench.continued("moco-v2", bench.contrastive),
     "own views: nt-xent": lambda bench: with_loss("nt-xent", bench, bench.own_views()),

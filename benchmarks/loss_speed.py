@@ -29,7 +29,8 @@ def main() -> None:
     ):
         seconds, memory, value = measure(lambda n=n, loss=ours: step(n, loss))
         if plain is None:
-            print(f"{name}, N = {n:,}: {seconds:.1f} s, {memory:,.0f} MB")
+            record(f"{name} forward and backward, N = {n:,}: time", seconds, None, "s of CPU")
+            record(f"{name} forward and backward, N = {n:,}: memory", memory, None, "MB")
             continue
         their_seconds, their_memory, their_value = measure(lambda n=n, loss=plain: step(n, loss))
         if abs(value - their_value) > 1e-3:
