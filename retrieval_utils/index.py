@@ -77,7 +77,8 @@ class Index:
     def search(self, queries: Tensor, k: int = 10, effort: int | None = None) -> tuple[Tensor, Tensor]:
         """Scores (Q, k) float32 and indices (Q, k) int64 of the images found for queries (Q, D), best first.
 
-        Scores are inner products; ivf-pq knows them only roughly. Equal scores stand in the order of the database.
+        Scores are inner products; ivf-pq knows them only roughly. Equal scores stand in the order of the database;
+        which of those equal to the k-th are among the k goes by that order in flat, and is FAISS's in hnsw and ivf-pq.
         effort: lists that ivf-pq looks into (default 16), candidates that hnsw keeps (default 64): more is slower and
         misses less; flat has none. Where fewer than k are found, the rest is -inf and index -1.
         Raises ValueError for another dimension, nan, k < 1, and an effort for flat or below 1.
@@ -90,9 +91,29 @@ class Index:
             )
         if k < 1:
             raise ValueError(f"A search needs k >= 1, got k={k}.")
+        k, parameters = min(k, self.size), self._parameters(effort)
         with _threads(torch.get_num_threads()):
-            values, found = self.faiss_index.search(array, min(k, self.size), params=self._parameters(effort))
-        scores, indices = torch.from_numpy(values), torch.from_numpy(found)  # (Q, k) (Q, k)
+            if self.kind == "flat":
+                return self._exact(array, k, min(k + 1, self.size))
+            return self._ordered(array, k, parameters)
+
+    def _exact(self, array, k: int, fetched: int) -> tuple[Tensor, Tensor]:
+        """The first k of `fetched` > k; more are fetched where the last one ties with the k-th.
+
+        Of equal scores FAISS drops the lowest index first, so that only a lower score behind them shows that all of
+        them are there.
+        """
+        scores, indices = self._ordered(array, fetched)  # (Q, fetched) (Q, fetched)
+        cut = (scores[:, -1] == scores[:, k - 1]).nonzero()[:, 0]  # (Q',) queries
+        scores, indices = scores[:, :k].contiguous(), indices[:, :k].contiguous()  # (Q, k) (Q, k)
+        if fetched < self.size and len(cut):
+            scores[cut], indices[cut] = self._exact(array[cut.numpy()], k, min(4 * fetched, self.size))
+        return scores, indices
+
+    def _ordered(self, array, k: int, parameters=None) -> tuple[Tensor, Tensor]:
+        """What FAISS finds, (Q, k) and (Q, k): highest score first, of equal ones the lowest index first."""
+        values, found = self.faiss_index.search(array, k, params=parameters)
+        scores, indices = torch.from_numpy(values), torch.from_numpy(found)
         scores[indices < 0] = -torch.inf
         order = indices.sort(dim=1, stable=True).indices
         scores, indices = scores.gather(1, order), indices.gather(1, order)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from retrieval_utils.index import KINDS, TRAINING_POINTS, Index, read_manifest
-from retrieval_utils.ranking import nearest
+from retrieval_utils.ranking import nearest, top_k
 
 
 def drawn(n, dim=16, seed=0):
@@ -128,6 +128,27 @@ def test_ties_stand_in_the_order_of_the_database():
     for kind in ("flat", "hnsw"):
         scores, found = Index.build(database, kind).search(torch.tensor([[1.0, 0]]), 5)
         assert found.tolist() == [[1, 3, 0, 2, 4]]
+
+
+@pytest.mark.parametrize("queries", [1, 19, 20, 64])  # FAISS multiplies 20 and more in another way
+@pytest.mark.parametrize("k", [1, 2, 3, 10, 150, 299])
+def test_of_what_ties_at_the_last_place_the_first_of_the_database_are_found(queries, k):
+    few = torch.tensor([[0.5], [0.5], [0.9], [0.5]])
+    assert Index.build(few).search(torch.tensor([[1.0]]), 2)[1].tolist() == [[2, 0]]
+    generator = torch.Generator().manual_seed(0)
+    database = torch.randint(-2, 3, (300, 4), generator=generator).float()  # small whole numbers: exact, and many ties
+    asked = torch.randint(-2, 3, (queries, 4), generator=generator).float()
+    asked[0] = 0  # to which all are equal
+    values, indices = top_k(asked @ database.T, k)
+    scores, found = Index.build(database).search(asked, k)
+    assert torch.equal(found, indices) and torch.equal(scores, values)
+
+
+def test_without_ties_faiss_is_asked_once(indexes, monkeypatch):
+    calls, ordered = [], Index._ordered
+    monkeypatch.setattr(Index, "_ordered", lambda index, *words: calls.append(words[1]) or ordered(index, *words))
+    indexes["flat"].search(QUERIES, 10)
+    assert calls == [11]
 
 
 def test_fewer_images_than_asked_for(indexes):
