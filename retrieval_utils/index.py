@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retrieval_utils.datasets.archives import disk_trouble
 from retrieval_utils.networks import file_sha256
 
 if sys.platform == "darwin":  # torch and faiss bring an OpenMP each, and there the second one stops the process
@@ -148,17 +150,23 @@ class Index:
         return counted[0]
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the index and its manifest to `folder`; a kill in the middle leaves the index that was there."""
+        """Writes the index and its manifest to `folder`; a kill in the middle leaves the index that was there.
+
+        Raises ValueError (disk). In memory the index is held twice meanwhile: FAISS's own writer may take a full disk
+        for success.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / "index.part"
-        faiss.write_index(self.faiss_index, str(part))
-        digest = file_sha256(part)
-        part.replace(folder / f"{digest}.faiss")
+        content = faiss.serialize_index(self.faiss_index)  # (bytes,) uint8
+        digest = hashlib.sha256(content).hexdigest()
         values = {key: getattr(self, key) for key in ("kind", "dim", "size", "settings", "network", "images")}
-        part = folder / f"{MANIFEST}.part"
-        part.write_text(json.dumps({"format": FORMAT, **values, "sha256": digest}, indent=1) + "\n", encoding="utf-8")
-        part.replace(folder / MANIFEST)
+        manifest = json.dumps({"format": FORMAT, **values, "sha256": digest}, indent=1) + "\n"
+        parts = folder / "index.part", folder / f"{MANIFEST}.part"
+        with disk_trouble(folder, leftovers=parts):
+            folder.mkdir(parents=True, exist_ok=True)
+            parts[0].write_bytes(content)
+            parts[1].write_bytes(manifest.encode())
+            parts[0].replace(folder / f"{digest}.faiss")
+            parts[1].replace(folder / MANIFEST)
         for old in folder.glob("*.faiss"):
             if old.stem != digest:
                 old.unlink()
@@ -185,9 +193,13 @@ class Index:
                 "name another folder, or delete this one to build it again."
             )
         file = folder / f"{manifest['sha256']}.faiss"
+        damaged = f"The index in '{folder}' is damaged or not whole; delete the folder to build it again."
         if not file.is_file() or file_sha256(file) != manifest["sha256"]:
-            raise ValueError(f"The index in '{folder}' is damaged or not whole; delete the folder to build it again.")
-        index = faiss.read_index(str(file))
+            raise ValueError(damaged)
+        try:
+            index = faiss.read_index(str(file))
+        except RuntimeError:  # what FAISS cannot read, in many lines of its own code
+            raise ValueError(damaged) from None
         if (index.d, index.ntotal) != (manifest["dim"], manifest["size"]):
             raise ValueError(f"The index in '{folder}' is not the one its {MANIFEST} describes; build it again.")
         values = {key: manifest[key] for key in ("kind", "dim", "size", "settings", "network", "images")}

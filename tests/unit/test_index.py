@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +132,55 @@ def test_ties_stand_in_the_order_of_the_database():
     for kind in ("flat", "hnsw"):
         scores, found = Index.build(database, kind).search(torch.tensor([[1.0, 0]]), 5)
         assert found.tolist() == [[1, 3, 0, 2, 4]]
+
+
+@pytest.mark.parametrize("writes", [0, 1], ids=["index", "manifest"])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_index(tmp_path, monkeypatch, writes):
+    Index.build(drawn(20)).save(tmp_path)
+    before, left, write = sorted(tmp_path.iterdir()), [writes], Path.write_bytes
+
+    def full(path, content):
+        left[0] -= 1
+        write(path, content if left[0] >= 0 else content[: len(content) // 2])
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ValueError, match="^The disk is full, '.*' was not made; free some space and run this again.$"):
+        Index.build(drawn(30)).save(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before and Index.load(tmp_path).size == 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource")
+@pytest.mark.parametrize("room", [0, 1000])
+def test_a_file_that_cannot_grow_is_one_sentence_and_publishes_nothing(tmp_path, room):
+    """The system itself refuses what goes beyond `room` bytes, whoever writes it."""
+    import resource
+
+    index, limits = Index.build(drawn(200)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(ValueError, match="^'.*' cannot be written .*; choose another folder.$"):
+            index.save(tmp_path / "index")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.rglob("*.faiss")) and not list(tmp_path.rglob("index.json"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="'.*file/index' cannot be written .*choose another folder"):
+        Index.build(drawn(20)).save(tmp_path / "file/index")
+
+
+@pytest.mark.parametrize("content", [b"", b"IxFI", b"no index at all"])
+def test_what_faiss_cannot_read_is_the_same_sentence_as_other_damage(tmp_path, content):
+    Index.build(drawn(20)).save(tmp_path)
+    values, digest = json.loads((tmp_path / "index.json").read_text()), hashlib.sha256(content).hexdigest()
+    (tmp_path / "index.json").write_text(json.dumps(values | {"sha256": digest}))
+    (tmp_path / f"{digest}.faiss").write_bytes(content)
+    with pytest.raises(ValueError, match="^The index in '.*' is damaged or not whole; delete the folder .*again.$"):
+        Index.load(tmp_path)
 
 
 @pytest.mark.parametrize("queries", [1, 19, 20, 64])  # FAISS multiplies 20 and more in another way
