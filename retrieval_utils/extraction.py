@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as T
 from retrieval_utils.cache import DescriptorCache
 from retrieval_utils.networks import DescriptorNetwork, resolve_device
 from retrieval_utils.pooling import l2_normalize
-from retrieval_utils.transforms import MEAN, STD, check_box, load_image, resized_size, upright_size
+from retrieval_utils.transforms import MEAN, STD, UNREADABLE, check_box, load_image, resized_size, upright_size
 
 # Pixels of a batch. On a CPU a batch of large images is no faster than one, and every thread holds its own; a card is
 # filled by more (16 million are 21 images of 1024 x 768; a guess, no card has been measured yet).
@@ -209,7 +209,7 @@ def _size(path: str | Path, box: Sequence[float] | None, image_size: int) -> tup
             width, height = upright_size(image)
             check_box(box, (width, height), path)
             right, lower = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
-    except (OSError, SyntaxError, UnidentifiedImageError):
+    except UNREADABLE:
         load_image(path, box, image_size)  # raises the sentence that names the file
         raise
     return resized_size((right - int(box[0]), lower - int(box[1])), image_size)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as F
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as Lightly's views have them
 RESIZE_RULE = "longer side to image_size, aspect ratio kept, never enlarged"
 INTERPOLATION = Image.Resampling.BICUBIC
+# What Pillow raises for a file that is no whole image; TypeError and ValueError come from broken headers, as of a TIFF.
+UNREADABLE = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
 TURN = {  # EXIF orientation -> what makes the photo stand upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -22,6 +24,10 @@ TURN = {  # EXIF orientation -> what makes the photo stand upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class BoxError(ValueError):
+    """A box that leaves its image: the image itself can be read."""
 
 
 def resized_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
@@ -52,7 +58,11 @@ def load_image(path: str | Path, box: Sequence[float] | None = None, image_size:
             image = image.convert("RGB")
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no image '{path}'; check the path or get the data set again.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except BoxError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"The image '{path}' is too large to be read ({error}); make it smaller first.") from None
+    except UNREADABLE as error:
         message = f"The image '{path}' cannot be read ({error}); replace the file or get the data set again."
         raise ValueError(message) from None
     if image_size is not None:
@@ -83,11 +93,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def check_box(box: Sequence[float], size: tuple[int, int], path: str | Path) -> None:
-    """Raises ValueError unless x1 < x2 and y1 < y2 and the box lies inside an image of `size` (width, height)."""
+    """Raises BoxError unless x1 < x2 and y1 < y2 and the box lies inside an image of `size` (width, height)."""
     x1, y1, x2, y2 = box
     # Oxford's own boxes end up to one pixel outside, from 1-based coordinates.
-    if not (0 <= x1 < x2 <= size[0] + 1 and 0 <= y1 < y2 <= size[1] + 1):
-        raise ValueError(
+    inside = 0 <= x1 < x2 <= size[0] + 1 and 0 <= y1 < y2 <= size[1] + 1
+    if not (inside and x1 < size[0] and y1 < size[1]):  # one that lies in that pixel alone has nothing of the image
+        raise BoxError(
             f"The box {tuple(round(float(v), 1) for v in box)} does not lie inside '{Path(path).name}', "
             f"which is {size[0]} x {size[1]} pixels; give x1,y1,x2,y2 with x1 < x2 and y1 < y2."
         )

@@ -172,9 +172,10 @@ def check_box(query: str, box: tuple[float, ...], path: Path) -> None:
     try:
         with Image.open(path) as image:
             width, height = image.size
-    except OSError:
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError):  # as `transforms.UNREADABLE`
         raise ValueError(f"The query image '{path}' cannot be read as an image; get it again.") from None
     x1, y1, x2, y2 = box
     # published boxes are rounded: a pixel beyond the edge is theirs, not an error
-    if not (-1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1):
+    near = -1 <= x1 < x2 <= width + 1 and -1 <= y1 < y2 <= height + 1
+    if not (near and x1 < width and y1 < height and x2 > 0 and y2 > 0):  # some of it has to lie in the image
         raise ValueError(f"The box {box} of query '{query}' is not inside its image of {width} x {height} pixels.")

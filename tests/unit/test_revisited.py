@@ -163,6 +163,15 @@ CHANGES = {
         lambda c: c["gnd"][1].__setitem__("bbx", [5, 0, 42, 30]),
         r"\(5\.0, 0\.0, 42\.0, 30\.0\) of query 'q1' is not inside its image of 40 x 30",
     ),
+    **{
+        f"a box {where}": (lambda c, box=box: c["gnd"][1].__setitem__("bbx", box), "query 'q1' is not inside")
+        for where, box in (
+            ("beyond the right edge", [40, 0, 41, 30]),
+            ("beneath the lower edge", [0, 30, 40, 31]),
+            ("before the left edge", [-1, 0, 0, 30]),
+            ("above the upper edge", [0, -1, 40, 0]),
+        )
+    },
     "a box upside down": (lambda c: c["gnd"][1].__setitem__("bbx", [5, 20, 30, 10]), "query 'q1' is not inside"),
     "a box of nans": (lambda c: c["gnd"][1].__setitem__("bbx", [float("nan")] * 4), "query 'q1' is not inside"),
 }
@@ -184,9 +193,13 @@ def test_missing_images_are_counted_and_the_first_is_named(benchmark_folder):
     assert len(read_revisited(folder, "four", check_images=False).images) == 4
 
 
-def test_a_query_that_is_no_image_is_named(benchmark_folder):
+def test_a_query_that_is_no_image_is_named(benchmark_folder, monkeypatch):
     folder = benchmark_folder()
     (folder / "jpg" / "q1.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"q1\.jpg' cannot be read as an image"):
+        read_revisited(folder, "four")
+    Image.new("RGB", (400, 300)).save(folder / "jpg" / "q1.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30)
     with pytest.raises(ValueError, match=r"q1\.jpg' cannot be read as an image"):
         read_revisited(folder, "four")
 

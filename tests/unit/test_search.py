@@ -287,6 +287,7 @@ def test_the_command_writes_a_page_and_says_where(folder, tmp_path, monkeypatch)
         (["--images", "broken"], "None of the 1 photos in 'broken' can be read; the first is 'a.jpg'."),
         (["--query", "nowhere.jpg"], "There is no image 'nowhere.jpg'"),
         (["--query", "photos/notes.txt"], "The image 'photos/notes.txt' cannot be read"),
+        (["--box", "60,0,61,10"], "does not lie inside 'blue.png', which is 60 x 48 pixels"),
         (["--box", "0,0,61,50"], "does not lie inside 'blue.png', which is 60 x 48 pixels"),
         (["--box", "30,0,20,40"], "with x1 < x2 and y1 < y2"),
         (["--box", "1,2,3"], "--box takes x1,y1,x2,y2, as in --box 10,20,200,180; '1,2,3' is not that."),

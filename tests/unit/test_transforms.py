@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from retrieval_utils.extraction import extract_descriptors
+from retrieval_utils.networks import load_network
 from retrieval_utils.transforms import MEAN, STD, load_image, resized_size, to_tensor, training_view, upright_size
 
 
@@ -116,7 +118,10 @@ def test_a_note_that_cannot_be_read_turns_nothing(tmp_path, exif, suffix):
         assert upright_size(opened) == (640, 320)
 
 
-@pytest.mark.parametrize("box", [(-1, 0, 10, 10), (5, 5, 5, 10), (0, 0, 62, 10), (0, 20, 10, 10)])
+@pytest.mark.parametrize(
+    "box",
+    [(-1, 0, 10, 10), (5, 5, 5, 10), (0, 0, 62, 10), (0, 20, 10, 10), (60, 0, 61, 10), (0, 40, 10, 41)],
+)
 def test_a_box_outside_its_image_is_named(tmp_path, box):
     Image.new("RGB", (60, 40)).save(tmp_path / "query.png")
     with pytest.raises(ValueError, match=r"box .* does not lie inside 'query.png', which is 60 x 40"):
@@ -136,6 +141,35 @@ def test_a_truncated_or_corrupt_image_is_named(tmp_path):
             load_image(tmp_path / name, image_size=32)
     with pytest.raises(FileNotFoundError, match="no image .*none.jpg"):
         load_image(tmp_path / "none.jpg")
+
+
+def described(path):
+    return extract_descriptors(load_network("resnet18-thin"), [path], image_size=32, device="cpu")
+
+
+@pytest.mark.parametrize("read", [load_image, described])
+@pytest.mark.parametrize(
+    ("offset", "value", "error"), [(2, 1, ValueError), (62, 2, TypeError), (62, 5, TypeError), (86, 5, ValueError)]
+)
+def test_a_broken_header_is_named_whatever_pillow_makes_of_it(tmp_path, read, offset, value, error):
+    """One byte of the header of a TIFF is changed; `offset` is counted from its first entry."""
+    path = tmp_path / "broken.tif"
+    Image.new("RGB", (20, 16)).save(path)
+    data = bytearray(path.read_bytes())
+    data[int.from_bytes(data[4:8], "little") + 2 + offset] = value
+    path.write_bytes(data)
+    with pytest.raises(error), Image.open(path) as image:
+        image.load()
+    with pytest.raises(ValueError, match="^The image '.*broken.tif' cannot be read .*; replace the file or get"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [load_image, described])
+def test_an_image_that_is_too_large_is_named(tmp_path, monkeypatch, read):
+    Image.new("RGB", (60, 40)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 40 // 3)
+    with pytest.raises(ValueError, match="^The image '.*huge.png' is too large to be read .*; make it smaller first.$"):
+        read(tmp_path / "huge.png")
 
 
 def test_tensor_is_normalised_with_the_mean_and_deviation_of_imagenet():
