@@ -67,7 +67,7 @@ def extract_descriptors(
     if len(scales) == 0 or min(scales) <= 0:
         raise ValueError(f"The scales {tuple(scales)} cannot be used; give at least one, all above 0, such as (1.0,).")
     target = resolve_device(device)
-    half = HALF[target.type] if (target.type == "cuda" if autocast is None else autocast) else None
+    half = _half(target, autocast)
     # A copy, because folding, channels_last and another device would stay with the network of the caller.
     describer = _fold_batch_norm(copy.deepcopy(network).eval()).to(target, memory_format=torch.channels_last)
     settings = {"scales": [float(scale) for scale in scales], "image_size": image_size, "half": str(half)}
@@ -77,6 +77,16 @@ def extract_descriptors(
     for indices, rows in _in_threads(job, min(batch_size, len(images)), workers, progress):
         descriptors[indices] = rows  # (B, D)
     return descriptors
+
+
+def precision(device: str = "auto", autocast: bool | None = None) -> str:
+    """What `extract_descriptors` computes in with these settings, for a protocol card: "float32", "float16"..."""
+    half = _half(resolve_device(device), autocast)
+    return "float32" if half is None else str(half).removeprefix("torch.")
+
+
+def _half(device: torch.device, autocast: bool | None) -> torch.dtype | None:
+    return HALF[device.type] if (device.type == "cuda" if autocast is None else autocast) else None
 
 
 def _fold_batch_norm(network: DescriptorNetwork) -> DescriptorNetwork:

@@ -11,7 +11,8 @@ from torch import nn
 AVERAGE_PRECISION = {"trapezoid": "trapezoid (Oxford/Paris)", "step": "step (information retrieval)"}
 PRECISION_CAP = "k capped at the rank of the last positive"
 JUNK = "junk removed before ranking"
-DEFAULTS = {"variant": "", "query_expansion": "none", "database_augmentation": "none", "reranking": "none"}
+NEIGHBOURS = ("query_expansion", "database_augmentation", "reranking")
+DEFAULTS = {"variant": "", "precision": "float32", **dict.fromkeys(NEIGHBOURS, "none")}
 MODEL = ("network", "checkpoint")  # what is compared, so no reason against a comparison
 
 
@@ -31,6 +32,7 @@ class ProtocolCard:
     scales: tuple[float, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    precision: str = field(default="float32", kw_only=True)  # of the numbers that the network computes with
     whitening: str
     whitening_fitted_on: str
     query_expansion: str = field(default="none", kw_only=True)
@@ -64,15 +66,16 @@ class ProtocolCard:
     def __str__(self) -> str:
         scales, mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (self.scales, self.mean, self.std))
         variant = f" ({self.variant})" if self.variant else ""
-        neighbours = {key: getattr(self, key) for key in DEFAULTS if key != "variant"}
+        neighbours = {key: getattr(self, key) for key in NEIGHBOURS}
         used = [f"{key.replace('_', ' ')}: {how}" for key, how in neighbours.items() if how != DEFAULTS[key]]
+        precision = "" if self.precision == DEFAULTS["precision"] else f"; {self.precision}"
         return "\n".join(
             [
                 f"protocol {self.hash}",
                 f"  data       {self.benchmark}{variant} {self.benchmark_hash[:12]}: {self.images:,} images, "
                 f"{self.queries} queries, {self.query_crop}",
                 f"  input      {self.image_size} px: {self.resize}; {self.interpolation}; scales {scales}; "
-                f"mean {mean}; std {std}",
+                f"mean {mean}; std {std}{precision}",
                 f"  whitening  {self.whitening}, fitted on {self.whitening_fitted_on}",
                 *([f"  neighbours {'; '.join(used)}"] if used else []),
                 f"  scoring    AP {self.average_precision}; {self.precision_cap}; {self.junk}",

@@ -15,7 +15,7 @@ import torch
 
 from retrieval_utils.datasets import Benchmark, TrainingSet, load_benchmark, load_training_set
 from retrieval_utils.evaluation import Report, evaluate
-from retrieval_utils.extraction import extract_descriptors
+from retrieval_utils.extraction import extract_descriptors, precision
 from retrieval_utils.networks import DescriptorNetwork, load_weights, save_network
 from retrieval_utils.profiles import Profile, get_profile
 from retrieval_utils.protocol import ProtocolCard, state_sha256
@@ -148,7 +148,7 @@ class Run:
         whitening = PCAWhitening.fit(training, dim=profile.whitening_dim)
         scores = cosine_scores(queries, database)  # (Q, N)
         whitened_scores = cosine_scores(whitening(queries), whitening(database))  # (Q, N)
-        card = protocol_card(self.benchmark, network, profile.image_size, profile.scales)
+        card = protocol_card(self.benchmark, network, profile.image_size, profile.scales, precision())
         parts = " and ".join(self.training_set(part).name for part in PARTS)
         fitted_on = f"{len(training):,} images of {parts}" if profile.whitening_images else parts
         whitened_card = replace(card, whitening=str(whitening), whitening_fitted_on=fitted_on)

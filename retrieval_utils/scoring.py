@@ -15,7 +15,7 @@ from retrieval_utils.datasets import Benchmark, TrainingSet, load_benchmark, loa
 from retrieval_utils.datasets.archives import disk_trouble
 from retrieval_utils.datasets.sfm import PairSet
 from retrieval_utils.evaluation import Report, evaluate
-from retrieval_utils.extraction import extract_descriptors
+from retrieval_utils.extraction import extract_descriptors, precision
 from retrieval_utils.neighbours import NONE, Neighbours
 from retrieval_utils.networks import DescriptorNetwork, load_network, resolve_device
 from retrieval_utils.protocol import AVERAGE_PRECISION, JUNK, PRECISION_CAP, ProtocolCard, state_sha256
@@ -67,12 +67,18 @@ def run_evaluation(
     if output is not None:
         _check_output(output)
     bench = load_benchmark(benchmark, root)
+    if not bench.queries:
+        raise ValueError(
+            f"There is nothing to score in '{root or benchmark}': an image-folder is scored with one folder for "
+            "each instance, of two photos or more; a flat one can be searched with the command `search`."
+        )
     net = load_network(network, weights, pooling)
     describe = {"image_size": image_size, "scales": tuple(scales), **extraction}
     fitted, fitted_on = None, "nothing"
     if whitening != "none":
         name = whiten_on or _own_training_set(benchmark)
-        fitted, fitted_on = fit_whitening(net, name, whitening, whitening_dim, root, **describe)
+        place = None if benchmark == "image-folder" else root  # a person's own photos, where no training set lies
+        fitted, fitted_on = fit_whitening(net, name, whitening, whitening_dim, place, **describe)
     report = score_benchmark(bench, net, whitening=fitted, fitted_on=fitted_on, neighbours=neighbours, **describe)
     if output is not None:
         with disk_trouble(output, leftovers=(output.with_name(f"{output.name}.part"),)):
@@ -108,7 +114,8 @@ def score_benchmark(
     else:
         scores = (cosine_scores(queries, block) for block in blocks)  # (Q, n) each
     report = evaluate(scores, benchmark.ground_truth, benchmark.setups)
-    card = replace(protocol_card(benchmark, network, image_size, scales), **neighbours.on_card())
+    numbers = precision(**{key: extraction[key] for key in ("device", "autocast") if key in extraction})
+    card = replace(protocol_card(benchmark, network, image_size, scales, numbers), **neighbours.on_card())
     if whitening is not None:
         card = replace(card, whitening=str(whitening), whitening_fitted_on=fitted_on)
     return replace(report, card=card)
@@ -163,9 +170,13 @@ def protocol_card(
     network: DescriptorNetwork,
     image_size: int,
     scales: Sequence[float],
+    precision: str,
     method: str = "trapezoid",
 ) -> ProtocolCard:
-    """The card of an evaluation without whitening by `extract_descriptors`, `cosine_scores` and `evaluate`."""
+    """The card of an evaluation without whitening by `extract_descriptors`, `cosine_scores` and `evaluate`.
+
+    precision: what `extraction.precision` says of the device and autocast that the descriptors were extracted with.
+    """
     return ProtocolCard(
         benchmark=benchmark.name,
         benchmark_hash=benchmark.fingerprint,
@@ -179,6 +190,7 @@ def protocol_card(
         scales=tuple(scales),
         mean=tuple(network.mean),
         std=tuple(network.std),
+        precision=precision,
         whitening="none",
         whitening_fitted_on="nothing",
         average_precision=AVERAGE_PRECISION[method],

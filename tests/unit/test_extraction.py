@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from retrieval_utils import extraction
 from retrieval_utils.cache import DescriptorCache
-from retrieval_utils.extraction import extract_descriptors
+from retrieval_utils.extraction import extract_descriptors, precision
 from retrieval_utils.networks import DescriptorNetwork, load_network
 from retrieval_utils.pooling import l2_normalize, make_pooling
 from retrieval_utils.ranking import cosine_scores, rank
@@ -297,6 +297,28 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(network, cards, tmp_path
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(ValueError, match="The disk is full, '.*' was not made"):
         extract_descriptors(network, cards.images[:2], image_size=32, device="cpu", cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("device", "autocast", "expected"),
+    [
+        ("cpu", None, "float32"),
+        ("cpu", False, "float32"),
+        ("cpu", True, "bfloat16"),
+        ("cuda", None, "float16"),
+        ("cuda", False, "float32"),
+        ("auto", None, "float16"),
+    ],
+)
+def test_the_precision_is_what_the_network_computes_with(network, cards, monkeypatch, device, autocast, expected):
+    found, resolve = [], {"cpu": "cpu"}.get
+    monkeypatch.setattr(extraction, "resolve_device", lambda name: torch.device(resolve(name, "cuda")))
+    assert precision(device, autocast) == expected
+    # The same with the network itself; a card is where it would be, and the work is left out.
+    monkeypatch.setattr(DescriptorNetwork, "to", lambda network, *args, **kwargs: network)
+    monkeypatch.setattr(extraction, "_in_threads", lambda job, *args: found.append(job.half) or ())
+    extract_descriptors(network, cards.images[:2], device=device, autocast=autocast)
+    assert found == [None if expected == "float32" else getattr(torch, expected)]
 
 
 def test_boxes_scales_and_networks_that_cannot_be_used_are_named(network, cards):

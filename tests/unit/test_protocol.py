@@ -73,6 +73,13 @@ def test_what_is_not_done_with_neighbours_is_left_out_and_what_is_done_is_a_line
                                                          std=list(CARD.std))  # fmt: skip
 
 
+def test_half_precision_is_on_the_card_and_a_reason_and_full_precision_is_left_out():
+    half = replace(CARD, precision="float16")
+    assert "precision" not in CARD.to_dict() and "float" not in str(CARD)
+    assert half.to_dict()["precision"] == "float16" and "std 0.229, 0.224, 0.225; float16\n" in str(half)
+    assert CARD.differences(half) == ["precision: float32 against float16"]
+
+
 def test_the_committed_cards_keep_their_hash(project):
     cards = json.loads((project / "results/cards.json").read_text())
     assert cards and all(ProtocolCard(**values).hash == name for name, values in cards.items())

@@ -78,6 +78,13 @@ def test_score_records_both_steps_with_their_cards(run):
     assert low < plain["setups"]["medium"]["mean_ap"] < high
 
 
+def test_on_a_card_the_records_say_that_it_was_half_precision(run, monkeypatch):
+    monkeypatch.setattr(records, "precision", lambda: "float16")
+    scored = run.score("random", load_network("resnet18-thin"))
+    assert (scored.card.precision, scored.whitened_card.precision) == ("float16", "float16")
+    assert load_steps(run.folder)["random"]["card"]["precision"] == "float16"
+
+
 def test_a_whitening_on_fewer_images_takes_them_evenly_and_says_so(run, cards):
     few = replace(run, profile=replace(run.profile, whitening_images=len(cards.images)))
     assert run.whitening_images == [*cards.images, *cards.images]  # one set plays both parts here

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from typer.testing import CliRunner
 
 from retrieval_utils import __main__ as cli
 from retrieval_utils import scoring
+from retrieval_utils.datasets import load_benchmark
 from retrieval_utils.datasets.sfm import PairSet
 from retrieval_utils.evaluation import GroundTruth, compare, evaluate
-from retrieval_utils.extraction import extract_descriptors
+from retrieval_utils.extraction import extract_descriptors, precision
 from retrieval_utils.neighbours import Neighbours
 from retrieval_utils.networks import DescriptorNetwork, load_network, save_network
 from retrieval_utils.protocol import state_sha256
@@ -53,7 +55,7 @@ def invoke(*words: str):
 
 def report_of(scores: np.ndarray, network, bench):
     report = evaluate(scores, bench.ground_truth, bench.setups)
-    return replace(report, card=protocol_card(bench, network, 32, (1.0,)))
+    return replace(report, card=protocol_card(bench, network, 32, (1.0,), "float32"))
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +84,14 @@ def test_it_scores_what_the_parts_score_in_any_blocks(network, cards_benchmark, 
     expected = evaluate(scores, cards_benchmark.ground_truth, cards_benchmark.setups)
     for setup in expected:
         np.testing.assert_allclose(report[setup].ap, expected[setup].ap, atol=1e-6)
-    assert report.card == protocol_card(cards_benchmark, network, 32, (1.0, 0.5))
+    assert report.card == protocol_card(cards_benchmark, network, 32, (1.0, 0.5), precision())
     assert (report.card.query_crop, report.card.whitening) == ("cropped to the box", "none")
 
 
 def test_the_card_has_the_networks_own_mean_and_std(cards_benchmark):
     other = load_network("resnet18-thin")
     other.use_settings(other.settings | {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)})
-    card = protocol_card(cards_benchmark, other, 32, (1.0,))
+    card = protocol_card(cards_benchmark, other, 32, (1.0,), "float32")
     assert (card.mean, card.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
@@ -104,6 +106,32 @@ def test_whitening_is_fitted_on_the_training_set_and_named_on_the_card(network, 
     assert report["medium"].mean_ap == pytest.approx(expected["medium"].mean_ap, abs=1e-3)
     assert report.card.whitening == str(whitening)
     assert report.card.whitening_fitted_on == "grocery-store/categories and grocery-store/instances"
+
+
+def test_the_card_has_the_precision_of_the_extraction(network, cards_benchmark):
+    half = score_benchmark(cards_benchmark, network, image_size=32, device="cpu", autocast=True).card
+    full = score_benchmark(cards_benchmark, network, image_size=32, device="cpu").card
+    assert half.differences(full) == ["precision: bfloat16 against float32"]
+
+
+def test_photos_without_instances_are_told_before_the_work(cards, monkeypatch, tmp_path):
+    shutil.copy(cards.images[0], tmp_path / "a.png")
+    monkeypatch.setattr(scoring, "load_benchmark", load_benchmark)
+    monkeypatch.setattr(scoring, "load_network", None)
+    result = invoke("--benchmark", "image-folder", "--data-root", tmp_path, *SMALL[2:])
+    (line,) = result.stderr.strip().splitlines()
+    assert result.exit_code == 1 and f"nothing to score in '{tmp_path}'" in line and "one folder for each insta" in line
+
+
+@pytest.mark.parametrize(("benchmark", "asked"), [("image-folder", None), ("cards", "photos")])
+def test_a_training_set_is_not_looked_for_nor_drawn_among_ones_own_photos(monkeypatch, benchmark, asked):
+    roots, load = [], scoring.load_training_set
+    monkeypatch.setattr(
+        scoring, "load_training_set", lambda name, part, root: roots.append(root) or load(name, part, root)
+    )
+    settings = {"image_size": 32, "whitening": "pca", "whitening_dim": 8, "whiten_on": "toy-landmarks"}
+    run_evaluation(benchmark, "resnet18-thin", "none", root="photos", **settings)
+    assert roots == [asked, asked]
 
 
 @pytest.mark.parametrize(
@@ -477,8 +505,6 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_result(monkeypatch,
 
 
 def test_a_benchmark_by_a_wrong_name_lists_those_there_are(monkeypatch):
-    from retrieval_utils.datasets import load_benchmark
-
     monkeypatch.setattr(scoring, "load_benchmark", load_benchmark)
     result = invoke(*SMALL)
     assert result.exit_code == 1 and "There is no benchmark 'cards'; choose one of toy-landmarks" in result.stderr
