@@ -56,7 +56,11 @@ def reproduce(
     workers: Annotated[int | None, typer.Option(help="Runs at once on this machine, by Dask.")] = None,
     scheduler: Annotated[str, typer.Option(help="Address of a running Dask scheduler whose workers run them.")] = "",
 ) -> None:
-    """Run the notebooks in order, then print the ladder and where everything is."""
+    """Run the notebooks in order, then print the ladder and where everything is.
+
+    Several profiles or seeds run one after the other, which on few cores is the fastest for each, unless --workers or
+    --scheduler is named; those that fail are named at the end, and the others go on.
+    """
     if more and not (only or profiles):
         raise typer.BadParameter(f"unexpected '{more[0]}'; name notebooks with --only {' '.join(more)}")
     # `--only 02 03 --profiles smoke laptop` leaves 03 and laptop; only notebooks begin with a digit.
@@ -76,12 +80,15 @@ def reproduce(
             from retrieval_utils.execution import NotebookFailed
             from retrieval_utils.reproduce import reproduce as run
 
+            failures = []
             for profile in profiles:
                 try:
                     run(profile, only, given, resume, run_dir, seeds=chosen, console=console)
                 except NotebookFailed as failure:
-                    _stop(str(failure), 1)
+                    failures.append(f"{profile}: {failure}" if len(profiles) > 1 else str(failure))
                 show_ladder(profile, run_dir, console)
+            if failures:
+                _stop("\n".join(failures), 1)
             return
         from retrieval_utils.cluster import reproduce_many, summary
 

@@ -158,7 +158,7 @@ class PairImages(Dataset):
     """Item (pair, s): its images (2, 3, S, S), augmented with seed s, can_link, and the label NT-Xent may know."""
 
     def __init__(self, training_set: TrainingSet, source: LinkPairs, settings: AutoRetSettings):
-        self.source = source
+        self.source, self.paths = source, training_set.images
         size = settings.image_size
         self.images = TrainingImages(training_set.images, training_set.labels, v2.PILToTensor(), 1, size * 3 // 2)
         self.augment, self.augment_other = augmentation(settings), settings.augment_other
@@ -208,6 +208,9 @@ class _PairRegression(_Pairwise):
         super().__init__(network, source, settings)
         self.criterion = AutoEmbedderLoss(settings.alpha, settings.leak)
 
+    def on_train_epoch_start(self) -> None:
+        self.false_cannot_link = self.source.false_cannot_link(self.source.draw(self.current_epoch))
+
     def training_step(self, batch, _):
         pairs, can_link, _ = batch  # (B, 2, 3, S, S), (B,) bool, (B,)
         first, second = self.embed(pairs).chunk(2)  # (B, D) twice
@@ -218,7 +221,7 @@ class _PairRegression(_Pairwise):
             near=distance[can_link].mean(),
             far=distance[~can_link].mean(),
             stuck=self.criterion.stuck(first.detach(), second.detach(), can_link),
-            false_cannot_link=self.source.false_cannot_link(self.source.draw(self.current_epoch)),
+            false_cannot_link=self.false_cannot_link,
         )
         return loss
 

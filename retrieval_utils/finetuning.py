@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,8 @@ def finetune(
     Descriptors off the shelf share one large mean direction, all their cosines are near 1, and the loss has little to
     push on; a head that starts as their PCA whitening removes it, and is then trained with everything else.
     checkpoint: a file that is written after every epoch, and gone on from if it is there; remove it when the network is
-    saved. Raises ValueError for an unknown loss, a set with fewer instances than a batch needs, or a checkpoint of
-    another training.
+    saved. Warns of instances with one image. Raises ValueError for an unknown loss, a set with fewer instances than a
+    batch needs, or a checkpoint of another training.
     """
     criterion = make_loss(settings)
     saved = SavedTraining.of(checkpoint, network, training_set, settings)
@@ -106,6 +107,7 @@ def finetune(
     if settings.validation_fraction:
         training_set, validation = hold_out(training_set, settings.validation_fraction, settings.seed)
         watchers = [BestWeights(network, validation, size, settings.patience)]
+    _warn_of_single_images(training_set)
     view = training_view(settings.image_size, settings.min_scale, settings.jitter, settings.grayscale)
     images = TrainingImages(training_set.images, training_set.labels, view, 1, size)
     sampler = BalancedBatches(
@@ -125,6 +127,16 @@ def finetune(
     for best in watchers:
         best.restore()
     return history
+
+
+def _warn_of_single_images(training_set: TrainingSet) -> None:
+    counts = np.unique(training_set.labels, return_counts=True)[1]  # (instances,)
+    if single := int((counts == 1).sum()):
+        warnings.warn(
+            f"{single} of the {len(counts)} instances of {training_set.name} have one image, whose only positives are "
+            "other views of itself: leave them out, unless you mean to learn from own views.",
+            stacklevel=3,
+        )
 
 
 def add_whitening_head(

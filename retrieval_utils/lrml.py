@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,10 +28,12 @@ from retrieval_utils.losses import (
     QuadrupletLoss,
     TripletLoss,
 )
+from retrieval_utils.losses.base import check_unit_norm
 from retrieval_utils.losses.tuples import NEGATIVES
 from retrieval_utils.mining import TUPLE, TupleBatches
 from retrieval_utils.multistage import freeze_normalization
 from retrieval_utils.networks import DescriptorNetwork
+from retrieval_utils.resume import SavedTraining
 from retrieval_utils.training import History, SeededBatches, TrainingImages, cosine_schedule, fit
 from retrieval_utils.transforms import training_view
 
@@ -79,16 +82,23 @@ class LRMLSettings:
         return self.epochs * self.batches * self.images_per_batch
 
 
-def learn_to_rank(network: DescriptorNetwork, training_set: TrainingSet, settings: LRMLSettings) -> History:
+def learn_to_rank(
+    network: DescriptorNetwork,
+    training_set: TrainingSet,
+    settings: LRMLSettings,
+    checkpoint: str | Path | None = None,
+) -> History:
     """Trains `network` in place and gives it a linear head; returns the loss per epoch.
 
-    On tuples also `described`, the images described for mining so far. Raises ValueError for an unknown loss, listed
-    positives of a set without a list, and what `TupleBatches` or, for "ap", `finetune` cannot work with.
+    On tuples also `described`, the images described for mining so far. checkpoint: as in `finetune`. Raises ValueError
+    for an unknown loss, listed positives of a set without a list, a checkpoint of another training, and what
+    `TupleBatches` or, for "ap", `finetune` cannot work with.
     """
     if settings.loss not in ARMS:
         raise ValueError(f"There is no loss '{settings.loss}'; choose one of {', '.join(ARMS)}.")
     if settings.loss == "ap":
-        return finetune(network, training_set, balanced_settings(settings))
+        return finetune(network, training_set, balanced_settings(settings), checkpoint)
+    saved = SavedTraining.of(checkpoint, network, training_set, settings)
     size = settings.image_size * 3 // 2
 
     def describe(indices: np.ndarray) -> Tensor:
@@ -112,7 +122,7 @@ def learn_to_rank(network: DescriptorNetwork, training_set: TrainingSet, setting
     # No worker processes: they would draw batches, and so mine negatives, ahead of the network's steps.
     loader = DataLoader(images, batch_sampler=SeededBatches(batches, settings.seed))
     module = _TupleTraining(network, tuple_loss(settings), batches, settings)
-    history = fit(module, loader, settings.epochs, settings.loss, settings.device, settings.precision)
+    history = fit(module, loader, settings.epochs, settings.loss, settings.device, settings.precision, saved=saved)
     network.cpu().eval()
     return history
 
@@ -136,6 +146,7 @@ def tuple_loss(settings: LRMLSettings) -> Callable[[Tensor, Tensor], Tensor]:
         triplet = TripletLoss(0.5)
 
         def loss_of_triplets(tuples: Tensor, labels: Tensor) -> Tensor:
+            check_unit_norm(tuples.flatten(0, 1).detach())
             scores = torch.einsum("td,tkd->tk", tuples[:, 0], tuples[:, 1:])  # (T, 6)
             return triplet.from_scores(scores, labels[:, 1:] == labels[:, :1])
 
@@ -206,6 +217,13 @@ class _TupleTraining(pl.LightningModule):
         self.log("loss", loss, on_epoch=True, on_step=False)
         self.log("described", float(self.batches.described), on_epoch=True, on_step=False, reduce_fx="max")
         return loss
+
+    # Pairs, pools and negatives follow from the seed, the epoch and the weights; this count does not.
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["described"] = self.batches.described
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.batches.described = checkpoint["described"]
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(

@@ -82,6 +82,11 @@ class Progress:
         self.index += 1
         self.console.print(f"{name} (seed {seed}): done before, skipped", highlight=False)
 
+    def failed(self, name: str, seed: int, left: int) -> None:
+        """The current notebook failed, and the `left` ones after it in its run will not begin."""
+        self.index += left
+        self.console.print(f"{name} (seed {seed}): failed", highlight=False)
+
     def done(self, name: str, seed: int, seconds: float, peak_memory_mb: float) -> None:
         """The current notebook ended well."""
         self.finished[name] = seconds

@@ -45,16 +45,19 @@ def reproduce(
 
     only: numbers or names ("02", "02_contrastive_pretraining"). settings: notebook parameters, as values or as text.
     resume: skip notebooks that are done with the same code and parameters. Executed notebooks and run.json land in
-    <run_dir>/<profile>/seed-<n>/. Raises ValueError for a name or value that does not exist before anything runs,
-    `execution.NotebookFailed` at the first notebook that fails, `Interrupted` on Ctrl-C.
+    <run_dir>/<profile>/seed-<n>/. A notebook that fails ends the run of its seed, and the other seeds go on. Raises
+    ValueError for a name or value that does not exist before anything runs, `execution.NotebookFailed`, in the end, for
+    all that failed, `Interrupted` on Ctrl-C.
     """
     console = console or Console()
     notebooks, known, typed, seeds = check(profile, only, settings, notebooks_dir, seeds)
+    from retrieval_utils.execution import NotebookFailed
+
     if typed.get("data_root"):  # the notebooks stand in their own folder, the user somewhere else
         typed["data_root"] = _relative(Path(typed["data_root"]).expanduser(), notebooks_dir)
 
     expected = expected_seconds(Path(notebooks_dir).parent / "results" / f"{profile}.json")
-    records = []
+    records, failed = [], []
     with Progress(console, [path.stem for path in notebooks] * len(seeds), expected) as progress:
         for seed in seeds:
             folder = Path(run_dir) / profile / f"seed-{seed}"
@@ -66,10 +69,17 @@ def reproduce(
             cold = not (resume or only) and not any((folder / "networks").glob("*"))
             write_json(folder / "run.json", record)
             records.append(record)
-            for path in notebooks:
+            for place, path in enumerate(notebooks):
                 values = parameters | {"run_dir": _relative(run_dir, notebooks_dir)}
                 values = {name: value for name, value in values.items() if name in known[path.stem]}
-                _run(path, folder, record, values, cold, progress)
+                try:
+                    _run(path, folder, record, values, cold, progress)
+                except NotebookFailed as failure:
+                    failed.append(str(failure) if len(seeds) == 1 else f"seed {seed}: {failure}")
+                    progress.failed(path.stem, seed, len(notebooks) - place - 1)
+                    break
+    if failed:
+        raise NotebookFailed("\n".join(failed))
     return records
 
 

@@ -187,18 +187,34 @@ class BatchWatch(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.batches.set_epoch(trainer.current_epoch)  # Lightning does so for samplers, not for batch samplers
 
+    def on_train_batch_start(self, trainer, module, batch, batch_index: int) -> None:
+        self.batch, self.batch_index = batch, batch_index
+
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index: int) -> None:
         if outputs is not None and not outputs["loss"].isfinite():
-            images = batch[0] if isinstance(batch[0], torch.Tensor) else batch[0][0]
-            broken = (~images.flatten(1).isfinite().all(1)).nonzero()  # rows of images (B, ...)
-            if len(broken):
-                first = self.batches.rank * len(images)
-                raise ValueError(self.file(batch_index, first + int(broken[0])) + " is nan; replace the file.")
-            raise ValueError(f"{self.name}: the loss is no longer finite; lower the learning rate.")
+            raise self.not_finite()
+        self.batch = None
 
-    def file(self, batch_index: int, row: int) -> str:
-        """Words for the image in this row of the batch of all processes."""
-        index, _ = self.batches.drawn[batch_index][row]
+    def not_finite(self, row: int | None = None) -> ValueError:
+        """The error for a loss that is no number: names the image that is none, or else that of descriptor `row`.
+
+        An image comes first, since batch normalisation makes one that is nan into a whole batch of descriptors.
+        """
+        images = self.batch[0] if isinstance(self.batch[0], torch.Tensor) else self.batch[0][0]  # (B, V, ...)
+        broken = (~images.flatten(2).isfinite().all(2)).nonzero()  # (n, 2) places and views
+        if len(broken):
+            place, view = broken[0].tolist()
+            return ValueError(f"{self.file(self.batches.rank * len(images) + place, view)} is nan; replace the file.")
+        if row is None:
+            return ValueError(f"{self.name}: the loss is no longer finite; lower the learning rate.")
+        view, place = divmod(row, len(self.batches.drawn[self.batch_index]))  # all first images, then all second ones
+        words = "gives a descriptor that is nan or infinite; lower the learning rate, or look at the file"
+        return ValueError(f"{self.file(place, view)} {words}.")
+
+    def file(self, place: int, view: int) -> str:
+        """Words for the image at this place of the batch of all processes; of a pair, for its image `view`."""
+        index, _ = self.batches.drawn[self.batch_index][place]
+        index = index[view] if isinstance(index, tuple) else index
         return f"{self.name}: the image '{self.paths[index]}'" if self.paths else f"{self.name}: the image {index}"
 
 
@@ -265,8 +281,7 @@ def fit(
             torch.set_num_threads(max(1, threads - loader.num_workers))  # a core that augments cannot train as well
             trainer.fit(module, loader, ckpt_path=saved.path if resumed else None, weights_only=True)
         except NotFiniteError as error:
-            message = f"{watch.file(trainer.fit_loop.batch_idx, error.row)} gives a descriptor that is nan or infinite"
-            raise ValueError(f"{message}; lower the learning rate, or look at the file.") from None
+            raise watch.not_finite(error.row) from None
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
@@ -279,12 +294,18 @@ def fit(
 def _too_large(name: str, loader: DataLoader, settings: object, device: str) -> str:
     batches = loader.batch_sampler
     size = len(batches.drawn[-1]) // batches.world if batches.drawn else 1
-    chunk = getattr(settings, "chunk", None)
-    if chunk is None:
-        way_out = f"try batch_size={max(1, size * batches.world // 2)}, or smaller images"
+    chunk, tuples, what = getattr(settings, "chunk", None), getattr(settings, "tuples", 0), "images"
+    if chunk is not None:
+        way_out = f"try chunk={max(1, min(chunk or size, size) // 2)}, which gives the loss of the same batch"
+        if not chunk:
+            way_out += " with batch normalisation frozen"
+    elif tuples:
+        way_out = f"try tuples={max(1, tuples // 2)}, or smaller images"
+    elif hasattr(settings, "can_link"):  # as many pairs of both kinds
+        way_out, what = f"try batch_size={max(2, size // 4 * 2)}, or smaller images", "pairs"
     else:
-        way_out = f"try chunk={max(1, (chunk or size) // 2)}, which gives the loss of the same batch"
-    return f"{name}: a batch of {size} images is larger than the memory of the device '{device}'; {way_out}."
+        way_out = f"try batch_size={max(1, size * batches.world // 2)}, or smaller images"
+    return f"{name}: a batch of {size} {what} is larger than the memory of the device '{device}'; {way_out}."
 
 
 def cosine_schedule(

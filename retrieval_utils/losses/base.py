@@ -10,7 +10,7 @@ NORM_TOLERANCE = 1e-2
 
 
 class NotFiniteError(ValueError):
-    """A descriptor with nan or infinite values; `row` is its place in the batch."""
+    """A descriptor with nan or infinite values; `row` is its place in the batch; of pairs, all first images first."""
 
     def __init__(self, row: int):
         super().__init__(f"Descriptor {row} holds nan or infinite values: look at the learning rate and its image.")
@@ -35,7 +35,7 @@ class RetrievalLoss(nn.Module):
             raise ValueError(f"{wanted}, got {tuple(labels.shape)} {labels.dtype}.")
         with torch.autocast(descriptors.device.type, enabled=False):
             descriptors = _at_least_float32(descriptors)  # (B, D)
-            _check_unit_norm(descriptors.detach())
+            check_unit_norm(descriptors.detach())
             itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)  # (B, B)
             positives = labels[:, None] == labels[None, :]  # (B, B) with itself, which is ignored
             return self.from_scores(descriptors @ descriptors.T, positives, itself)
@@ -76,7 +76,8 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _check_unit_norm(descriptors: Tensor) -> None:
+def check_unit_norm(descriptors: Tensor) -> None:
+    """Raises ValueError for descriptors (B, D) with a nan, as NotFiniteError, or a norm other than one."""
     norms = descriptors.norm(dim=1)  # (B,)
     if not torch.isfinite(norms).all():
         raise NotFiniteError(int((~torch.isfinite(norms)).nonzero()[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from retrieval_utils.losses.base import _at_least_float32, _check_unit_norm
+from retrieval_utils.losses.base import _at_least_float32, check_unit_norm
 from retrieval_utils.losses.pairs import _squared_distances
 from retrieval_utils.losses.tuples import check_tuples
 
@@ -107,7 +107,7 @@ def _batch_distances(descriptors: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
         raise ValueError(f"The loss takes descriptors (B, D) and integer labels (B,), got {got}.")
     with torch.autocast(descriptors.device.type, enabled=False):
         descriptors = _at_least_float32(descriptors)
-        _check_unit_norm(descriptors.detach())
+        check_unit_norm(descriptors.detach())
         same = labels[:, None] == labels  # (B, B)
         if same.all() or not same.triu(1).any():
             raise ValueError("The batch needs two images of one label and one of another: sample tuples.")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from retrieval_utils.losses.base import RetrievalLoss
 
-CROWDED = 0.95  # share of the scores in two neighbouring bins above which the loss can tell little apart
+CROWDED = 0.97  # share of the scores within the width of a bin above which the loss can tell little apart
 
 
 class QuantizedAPLoss(RetrievalLoss):
@@ -18,7 +18,8 @@ class QuantizedAPLoss(RetrievalLoss):
     A score counts for the two nearest of `bins` bin centres, evenly spaced from `high` down to `low`, in proportion to
     its closeness; beyond the outer centres it counts for these and gets no gradient. Two images in the same bin are
     not told apart: with 20 bins on [-1, 1] the centres lie 0.105 apart, and a warning says so when nearly all scores
-    fall between two of them. Cosines of unrelated images can be negative; with low=0 the lowest bin collects them all.
+    lie within that width. Cosines of unrelated images can be negative; with low=0 the lowest bin collects
+    them all.
     tie_aware: take the images of a bin as tied, and average over their orders (He, Cakir, Bargal, Sclaroff, CVPR 2018).
     """
 
@@ -47,7 +48,8 @@ class QuantizedAPLoss(RetrievalLoss):
             return counts.scatter_add(0, lower, (share * mask).flatten()).view(rows, m)  # (R, M)
 
         found, wrong = histogram(positives), histogram(negatives)  # (R, M), (R, M)
-        self._warn_if_crowded((found + wrong).detach().sum(dim=0))
+        if m > 3:  # fewer are coarse whatever the scores are
+            self._warn_if_crowded(place.detach(), positives | negatives, (found + wrong).detach().sum(dim=0))
         found_so_far = found.cumsum(dim=1)  # (R, M)
         seen_so_far = found_so_far + wrong.cumsum(dim=1)  # (R, M)
         if self.tie_aware:
@@ -58,10 +60,14 @@ class QuantizedAPLoss(RetrievalLoss):
         recall_gain = found / found.sum(dim=1, keepdim=True)  # (R, M)
         return 1 - (precision * recall_gain).sum(dim=1)  # (R,)
 
-    def _warn_if_crowded(self, counts: Tensor) -> None:
-        """counts (M,): scores by bin. Python shows the warning once."""
-        share = float((counts[:-1] + counts[1:]).max() / counts.sum())
-        if self.bins > 2 and share > CROWDED:
+    def _warn_if_crowded(self, place: Tensor, counted: Tensor, histogram: Tensor) -> None:
+        """place (R, N) in bins, counted (R, N) bool, histogram (M,) of what is counted. Python shows the warning once.
+
+        Around the mean, not from bin to bin: a cluster is as narrow on a bin centre as between two.
+        """
+        mean = torch.arange(self.bins).to(histogram) @ histogram / histogram.sum()  # sharing keeps the mean
+        share = float((((place - mean).abs() < 0.5) & counted).sum() / counted.sum())
+        if share > CROWDED:
             width = (self.high - self.low) / (self.bins - 1)
             warnings.warn(
                 f"{share:.0%} of the scores lie in two of the {self.bins} bins, which are {width:.2g} apart, so this "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from retrieval_utils.losses.base import _at_least_float32, _check_unit_norm
+from retrieval_utils.losses.base import NotFiniteError, _at_least_float32, check_unit_norm
 from retrieval_utils.losses.pairs import _squared_distances
 
 NEGATIVES = 5  # of a query, in LRML as in SfM-120k
@@ -67,7 +67,8 @@ def check_tuples(queries: Tensor, positives: Tensor, negatives: Tensor) -> tuple
         raise ValueError(f"Tuples are (B, D), (B, D) and (B, K, D), got {', '.join(map(str, shapes))}.")
     others = _at_least_float32(torch.cat([positives[:, None], negatives], dim=1))  # (B, 1 + K, D)
     queries = _at_least_float32(queries)
-    _check_unit_norm(torch.cat([queries, others.flatten(0, 1)]).detach())
+    # Numbered as in a batch of tuples, one after the other, so that a message names the image it is about.
+    check_unit_norm(torch.cat([queries[:, None], others], dim=1).flatten(0, 1).detach())
     return queries, others
 
 
@@ -95,7 +96,7 @@ class AutoEmbedderLoss(nn.Module):
     def forward(self, first: Tensor, second: Tensor, can_link: Tensor) -> Tensor:
         """Embeddings (B, D) of both images of each pair, and can_link (B,) bool -> scalar.
 
-        Raises ValueError for shapes or types that do not fit, and a nan.
+        Raises ValueError for shapes or types that do not fit, and a nan, whose row counts the first images first.
         """
         distance = self._distance(first, second)  # (B,)
         if can_link.shape != distance.shape or can_link.dtype != torch.bool:
@@ -113,7 +114,8 @@ class AutoEmbedderLoss(nn.Module):
     def _distance(self, first: Tensor, second: Tensor) -> Tensor:
         if first.ndim != 2 or first.shape != second.shape:
             raise ValueError(f"Pairs are (B, D) and (B, D), got {tuple(first.shape)} and {tuple(second.shape)}.")
+        finite = torch.cat([first, second]).detach().isfinite().all(dim=1)  # (2B,)
+        if not finite.all():
+            raise NotFiniteError(int((~finite).nonzero()[0]))
         difference = _at_least_float32(first) - _at_least_float32(second)  # (B, D)
-        if not torch.isfinite(difference.detach()).all():
-            raise ValueError("The embeddings hold nan or infinite values: look at the learning rate and their images.")
         return difference.square().sum(dim=1).clamp(min=1e-24).sqrt()  # (B,) equal ones get no slope

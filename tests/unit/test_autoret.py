@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
+from retrieval_utils import distributed, training
 from retrieval_utils.autoret import (
     ARMS,
     KNOWN,
+    LOSSES,
     AutoRetSettings,
     PairBatches,
     PairImages,
@@ -290,6 +293,42 @@ def test_training_is_repeatable_and_other_seeds_are_others(cards):
 
     (history, weights), (again, same), (_, other) = trained(0), trained(0), trained(1)
     assert history == again and weights.equal(same) and not weights.equal(other)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("view", [0, 1])
+def test_both_losses_name_the_file_whose_descriptor_is_nan(cards, monkeypatch, loss, view):
+    network, loaders = load_autoret(settings=SMALL), []
+    pooled, row = network.pooled, view * 16 + 5
+    rows = torch.arange(32)[:, None]
+    monkeypatch.setattr(network, "pooled", lambda images: torch.where(rows == row, torch.nan, pooled(images)))
+    monkeypatch.setattr(training, "planned", lambda *of: loaders.append(distributed.planned(*of)) or loaders[0])
+    with pytest.raises(ValueError, match="gives a descriptor that is nan or infinite") as caught:
+        train_autoret(network, cards, replace(QUICK, loss=loss, label_fraction=1.0))
+    pair, _ = loaders[0].batch_sampler.drawn[0][5]
+    assert pair[0] != pair[1]
+    assert f"the image '{cards.images[pair[view]]}' gives" in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_image_of_a_pair_that_is_nan_is_named_whatever_batch_normalisation_makes_of_it(cards, monkeypatch, loss):
+    whole = PairImages.__getitem__
+
+    def broken(self, item):
+        images, *rest = whole(self, item)
+        images[1, 0, 2, 3] = torch.nan if item[0][1] == 7 else images[1, 0, 2, 3]
+        return images, *rest
+
+    monkeypatch.setattr(PairImages, "__getitem__", broken)
+    with pytest.raises(ValueError, match=re.escape(f"the image '{cards.images[7]}' is nan; replace the file")):
+        train_autoret(load_autoret(settings=SMALL), cards, replace(QUICK, loss=loss, batch_size=48))
+
+
+def test_the_pairs_of_an_epoch_are_drawn_once_for_the_batches_and_once_for_the_log(cards, monkeypatch):
+    whole, drawn = LinkPairs.draw, []
+    monkeypatch.setattr(LinkPairs, "draw", lambda self, epoch: drawn.append(epoch) or whole(self, epoch))
+    train_autoret(load_autoret(settings=SMALL), cards, QUICK)
+    assert drawn.count(1) == 2 and len(drawn) <= 5  # of two epochs, with the first once more to plan the workers
 
 
 def test_beyond_alpha_nothing_moves_and_a_leak_helps(cards):

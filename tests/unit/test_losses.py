@@ -331,6 +331,20 @@ def test_crowded_bins_are_warned_of():
         QuantizedAPLoss(low=0.9, high=0.95).from_scores(scores, positives)
 
 
+@pytest.mark.parametrize("bin_place", [0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize(("kind", "width"), [(QuantizedAPLoss, 2 / 19), (FastAPLoss, 2 / 10)])
+def test_a_crowd_is_one_wherever_it_stands_between_the_bins(kind, width, bin_place):
+    noise = torch.randn(8, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    positives = torch.arange(400).expand(8, 400) < 20  # 5 %
+    middle = 1 - (5 + bin_place) * width
+    with pytest.warns(UserWarning, match="^(99|100)% of the scores lie in two of the"):
+        kind().from_scores(middle + 0.02 * noise, positives)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kind().from_scores(middle + 0.6 * width * noise, positives)
+        kind().from_scores(middle + 0.02 * noise + 0.4 * positives, positives)  # these it can tell apart
+
+
 # Gradients.
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from retrieval_utils import lrml
+from retrieval_utils import distributed, finetuning, lrml, training
 from retrieval_utils.datasets import load_training_set
 from retrieval_utils.datasets.base import TrainingSet
 from retrieval_utils.datasets.sfm import PairSet
@@ -264,6 +264,30 @@ def test_it_trains_on_retrieval_sfm(sfm, positives, monkeypatch):
     assert all((query, positive) in listed for query, positive, *_ in tuples) == (positives == "listed")
     for query, positive, *negatives in sfm.labels[tuples].tolist():
         assert query == positive and len({query, *negatives}) == 6
+
+
+@pytest.mark.parametrize("row", [3, 9])
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_names_the_file_whose_descriptor_is_nan(cards, monkeypatch, arm, row):
+    """Row 9 is the second negative of the second tuple."""
+
+    def break_row(module, inputs, output):
+        return torch.where(torch.arange(len(output))[:, None] == row, torch.nan, output) if module.training else None
+
+    network, loaders = load_network("resnet18-thin"), []
+    network.register_forward_hook(break_row)
+    monkeypatch.setattr(training, "planned", lambda *of: loaders.append(distributed.planned(*of)) or loaders[0])
+    with pytest.raises(ValueError, match="gives a descriptor that is nan or infinite; lower the learning") as caught:
+        learn_to_rank(network, cards, replace(SETTINGS, loss=arm, epochs=1, batches=1))
+    index, _ = loaders[0].batch_sampler.drawn[0][row]
+    assert f"the image '{cards.images[index]}' gives" in str(caught.value)
+
+
+def test_the_ap_arm_tells_of_instances_with_one_image(cards, monkeypatch):
+    monkeypatch.setattr(finetuning, "TrainingImages", lambda *_: 1 / 0)
+    few = subset(cards, np.array([0, 6, 12, 13, *range(18, 48)]))
+    with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match="^2 of the 8 instances of cards have one"):
+        learn_to_rank(load_network("resnet18-thin"), few, replace(SETTINGS, loss="ap"))
 
 
 def subset(cards: TrainingSet, keep: np.ndarray) -> TrainingSet:

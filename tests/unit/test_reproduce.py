@@ -15,7 +15,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from retrieval_utils import __main__ as cli
+from retrieval_utils import execution
 from retrieval_utils import reproduce as runner
 from retrieval_utils.progress import Progress, seconds_left
 
@@ -156,6 +159,31 @@ def test_a_failing_cell_stops_the_run_in_three_lines_and_keeps_the_notebook(cour
     course("01_two", "print(seed)")
     course.run(resume=True)
     assert sorted(os.listdir(kept.parent)) == ["00_one.ipynb", "01_two.ipynb"]
+
+
+def test_a_run_that_fails_is_named_at_the_end_and_the_others_go_on(course, monkeypatch):
+    course("00_one")
+    course("01_two")
+    began, bad = [], {("smoke", 1), ("laptop", 0)}
+
+    def execute(path, output, parameters, cell):
+        run = parameters["profile"], parameters["seed"]
+        began.append((*run, path.stem))
+        if run in bad:
+            raise execution.NotebookFailed(f"{path.stem} failed at cell In [3]\nValueError: nine\nThe notebook: x")
+        return execution.Executed(output, 1.0, 100.0)
+
+    monkeypatch.setattr(execution, "execute", execute)
+    result = CliRunner().invoke(cli.app, ["reproduce", "--profiles", "smoke", "laptop", "--seeds", "0-2"])
+    runs = [(profile, seed) for profile in ("smoke", "laptop") for seed in range(3)]
+    assert began == [(*run, stem) for run in runs for stem in (["00_one"] if run in bad else ["00_one", "01_two"])]
+    assert result.exit_code == 1
+    told = [line for line in result.stderr.splitlines() if "failed" in line]
+    assert told == ["smoke: seed 1: 00_one failed at cell In [3]", "laptop: seed 0: 00_one failed at cell In [3]"]
+    assert "00_one (seed 1): failed" in result.stdout
+    for run in runs:
+        record = json.loads(Path("runs/{}/seed-{}/run.json".format(*run)).read_text())["notebooks"]
+        assert [entry["status"] for entry in record.values()] == (["failed"] if run in bad else ["done", "done"])
 
 
 def test_a_kernel_that_dies_is_told_in_a_sentence(course):

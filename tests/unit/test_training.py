@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -97,6 +98,32 @@ def test_the_size_of_a_chunk_decides_memory_and_not_the_result(cards):
     running = [name for name in start if "running" in name]
     assert all(torch.equal(few[name], start[name]) for name in running)
     assert not torch.equal(few["trunk.conv1.weight"], start["trunk.conv1.weight"])
+
+
+def test_fine_tuning_in_bf16_gives_finite_descriptors(cards):
+    network = load_network("resnet18-thin")
+    before = network.trunk.conv1.weight.detach().clone()
+    history = finetune(network, cards, replace(FINETUNING, epochs=1, batches=2, precision="bf16-mixed"))
+    descriptors = extract_descriptors(network, cards.images, image_size=32, device="cpu")
+    assert np.isfinite(history["loss"]).all() and descriptors.isfinite().all()
+    assert network.trunk.conv1.weight.dtype == torch.float32 and not network.trunk.conv1.weight.equal(before)
+
+
+def test_instances_with_one_image_are_counted_in_a_warning(cards, monkeypatch):
+    monkeypatch.setattr("retrieval_utils.finetuning.TrainingImages", lambda *_: 1 / 0)
+    alone = replace(cards, labels=np.arange(48))
+    for images, message in (
+        (replace(cards, labels=np.r_[8, cards.labels[1:]]), "^1 of the 9 "),
+        (alone, "^48 of the 48 "),
+    ):
+        with (
+            pytest.raises(ZeroDivisionError),
+            pytest.warns(UserWarning, match=message + "instances of cards have one im"),
+        ):
+            finetune(load_network("resnet18-thin"), images, FINETUNING)
+    with pytest.raises(ZeroDivisionError), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finetune(load_network("resnet18-thin"), cards, FINETUNING)
 
 
 def test_rank_of_the_positive_by_hand():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from retrieval_utils import records, resume
+from retrieval_utils import autoret, lrml, records, resume
 from retrieval_utils.contrastive import PretrainingSettings, pretrain
+from retrieval_utils.contrastive_methods import METHODS
 from retrieval_utils.distributed import planned
 from retrieval_utils.finetuning import FinetuningSettings, finetune
 from retrieval_utils.networks import load_network
 from retrieval_utils.protocol import state_sha256
 from retrieval_utils.records import Run
+from retrieval_utils.recurrent_network import PatchSettings, load_autoret
 from retrieval_utils.resume import random_states, seconds_spent, set_random_states
 from retrieval_utils.training import BatchWatch, SaveEveryEpoch
 
@@ -151,6 +154,53 @@ def test_what_chunks_and_validation_keep_is_resumed_too(cards, tmp_path, monkeyp
         finetune(load_network("resnet18-thin"), cards, settings, path)
     assert finetune(resumed, cards, settings, path) == history
     assert state_sha256(resumed) == state_sha256(whole)
+
+
+def check_resumed(cards, path, monkeypatch, load, procedure, settings, batches):
+    """Two epochs of `batches` batches, stopped before the last one, end as if nobody had interrupted them."""
+    whole, resumed = load(), load()
+    history = procedure(whole, cards, settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 2 * batches - 1)
+        procedure(load(), cards, settings, path)
+    assert path.exists()
+    trained = []
+    with monkeypatch.context() as patch:
+        ends = BatchWatch.on_train_batch_end
+        patch.setattr(BatchWatch, "on_train_batch_end", lambda *all: (trained.append(1), ends(*all)))
+        assert procedure(resumed, cards, settings, path) == history
+    assert len(trained) == batches  # the epoch that was broken off, and it alone
+    assert state_sha256(resumed) == state_sha256(whole)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_pretraining_resumes_bit_for_bit(cards, tmp_path, monkeypatch, method):
+    settings = PretrainingSettings(method=method, epochs=2, batch_size=16, image_size=32, device="cpu")
+    load = partial(load_network, "resnet18-thin")
+    check_resumed(cards, tmp_path / "a.checkpoint", monkeypatch, load, pretrain, settings, 3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"loss": loss} for loss in lrml.ARMS] + [{"frozen": False, "mine_every": 2}], ids=str
+)
+def test_learning_to_rank_resumes_bit_for_bit(cards, tmp_path, monkeypatch, change):
+    """The epoch that was broken off is mined again by the network as it was at its start."""
+    small = {"head_dim": 8, "image_size": 32, "learning_rate": 2e-3, "device": "cpu"}
+    settings = lrml.LRMLSettings(epochs=2, batches=2, mine_every=1, tuples=4, pool=30, **small)
+    load = partial(load_network, "resnet18-thin")
+    settings, path = replace(settings, **change), tmp_path / "a.checkpoint"
+    check_resumed(cards, path, monkeypatch, load, lrml.learn_to_rank, settings, 2)
+
+
+@pytest.mark.parametrize("loss", autoret.LOSSES)
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_autoret_resumes_bit_for_bit(cards, tmp_path, monkeypatch, loss, fraction):
+    settings = autoret.AutoRetSettings(
+        network=PatchSettings(width=8, patch_dim=16, hidden=8, dim=12),
+        **dict(loss=loss, label_fraction=fraction, epochs=2, batch_size=16, image_size=32, device="cpu"),
+    )
+    load = partial(load_autoret, settings=settings.network)
+    check_resumed(cards, tmp_path / "a.checkpoint", monkeypatch, load, autoret.train_autoret, settings, 3)
 
 
 def test_a_training_killed_between_its_end_and_the_saving_of_the_network_is_not_repeated(cards, tmp_path, monkeypatch):

@@ -12,10 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from retrieval_utils import validation
+from retrieval_utils.autoret import AutoRetSettings
+from retrieval_utils.contrastive import PretrainingSettings
 from retrieval_utils.evaluation import average_precision
 from retrieval_utils.extraction import extract_descriptors
 from retrieval_utils.finetuning import BalancedBatches, FinetuningSettings, finetune
 from retrieval_utils.losses import SmoothAPLoss
+from retrieval_utils.lrml import LRMLSettings
 from retrieval_utils.networks import load_network
 from retrieval_utils.protocol import state_sha256
 from retrieval_utils.training import SeededBatches, fit
@@ -103,7 +106,7 @@ class Pixels(Dataset):
     paths = tuple(f"photos/{i}.jpg" for i in range(6))
 
     def __init__(self):
-        self.images = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+        self.images = torch.randn(6, 1, 4, generator=torch.Generator().manual_seed(0))  # of one view
 
     def __len__(self):
         return 6
@@ -121,7 +124,7 @@ class Step(pl.LightningModule):
         self.layer, self.criterion, self.settings = nn.Linear(4, 4), criterion, settings
 
     def training_step(self, batch, _):
-        return self.criterion(self.layer(batch[0]), batch[1])
+        return self.criterion(self.layer(batch[0][:, 0]), batch[1])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -141,14 +144,27 @@ def mean(outputs, labels):
     return outputs.mean()
 
 
-@pytest.mark.parametrize("criterion", [ap, mean])
+def ap_after_batch_normalisation(outputs, labels):
+    return ap(outputs - outputs.mean(0), labels)
+
+
+@pytest.mark.parametrize("criterion", [ap, mean, ap_after_batch_normalisation])
 def test_the_file_of_an_image_that_is_nan_is_named(criterion):
     pixels = Pixels()
-    pixels.images[4, 2] = torch.nan
-    with pytest.raises(
-        ValueError, match=r"^a training: the image 'photos/4.jpg' (is nan; replace|gives a descr.* nan)"
-    ):
+    pixels.images[4, 0, 2] = torch.nan
+    with pytest.raises(ValueError, match="^a training: the image 'photos/4.jpg' is nan; replace the file"):
         run(criterion, pixels)
+
+
+def test_the_file_of_a_descriptor_that_is_nan_is_named():
+    def broken(outputs, labels):
+        return ap(torch.where(torch.arange(6)[:, None] == 4, torch.nan, outputs), labels)
+
+    sampler = SeededBatches(BalancedBatches(np.arange(6) // 2, 3, 2, 1), 0)
+    index, _ = next(iter(sampler))[4]
+    assert index != 4
+    with pytest.raises(ValueError, match=f"^a training: the image 'photos/{index}.jpg' gives a descriptor that is nan"):
+        run(broken)
 
 
 def test_a_loss_that_is_nan_by_itself_points_to_the_learning_rate():
@@ -169,12 +185,18 @@ def test_labels_of_the_wrong_length_are_named():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (FinetuningSettings(), "a batch of 6 images is larger than the memory of the device 'cpu'; try chunk=3, which"),
-        (FinetuningSettings(chunk=4), "try chunk=2, which gives the loss of the same batch"),
-        (None, "try batch_size=3, or smaller images"),
+        (
+            FinetuningSettings(),
+            "6 images .* memory of the device 'cpu'; try chunk=3, .* with batch normalisation frozen.$",
+        ),
+        (FinetuningSettings(chunk=4), "try chunk=2, which gives the loss of the same batch.$"),
+        (FinetuningSettings(chunk=100), "try chunk=3, which gives the loss of the same batch.$"),
+        (LRMLSettings(tuples=5), "a batch of 6 images .* try tuples=2, or smaller images"),
+        (AutoRetSettings(batch_size=6), "a batch of 6 pairs .* try batch_size=2, or smaller images"),
+        (PretrainingSettings(batch_size=6), "a batch of 6 images .* try batch_size=3, or smaller images"),
     ],
 )
-def test_a_batch_larger_than_memory_says_which_chunk_to_try(settings, message):
+def test_a_batch_larger_than_memory_says_what_to_try(settings, message):
     def too_much(outputs, labels):
         return torch.empty(1 << 50).sum() + outputs.sum()  # a million gigabytes, which no machine has
 
