@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     options = parser.parse_args()
     if min(options.sizes) < 10_000:
-        parser.error(f"IVF-PQ needs about ten thousand descriptors to learn its code, {min(options.sizes):,} are too few")
+        parser.error(
+            f"IVF-PQ needs about ten thousand descriptors to learn its code, {min(options.sizes):,} are too few"
+        )
     torch.set_num_threads(1)
     sizes, rows = sorted(options.sizes), []
     database, queries = scale.draw_descriptors(sizes[-1], options.queries)  # (N, D) (Q, D)
