@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ CHECKPOINTS = {
     "moco-v2": Checkpoint(
         "Chen et al. 2020, arXiv 2003.04297",
         f"{FACEBOOK}/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
-        "CC BY-NC 4.0",
+        "CC BY-NC 4.0",  # so its README; the LICENSE file beside it has said MIT, and the stricter one is taken here
         prefix="module.encoder_q.",
         md5="a04e12f8",
         epochs=800,
@@ -75,7 +76,7 @@ CHECKPOINTS = {
     "barlow-twins": Checkpoint(
         "Zbontar et al. 2021, arXiv 2103.03230",
         f"{FACEBOOK}/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth",
-        "CC BY-NC 4.0",
+        "MIT",  # since July 2021; before, CC BY-NC 4.0
         epochs=1000,
     ),
     "vicreg": Checkpoint("Bardes et al. 2022, arXiv 2105.04906", f"{FACEBOOK}/vicreg/resnet50.pth", "MIT", epochs=1000),
@@ -197,14 +198,23 @@ def trunk_state(
 
 
 def check_fit(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], file: str, network: str) -> None:
-    """Raises ValueError, with what is missing, unknown and of another shape, unless `state` has the keys of `own`."""
+    """Raises ValueError, with all that is missing, unknown or misshapen, unless `state` has the keys of `own`."""
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     if missing or foreign or shapes:
         raise ValueError(
-            f"The checkpoint '{file}' does not fit {network}: {len(missing)} keys missing "
-            f"{missing[:3]}, {len(foreign)} unknown {foreign[:3]}, {len(shapes)} of another shape {shapes[:3]}."
+            f"The checkpoint '{file}' does not fit {network}: {len(missing)} keys missing{_grouped(missing)}, "
+            f"{len(foreign)} unknown{_grouped(foreign)}, {len(shapes)} of another shape{_grouped(shapes)}."
         )
+
+
+def _grouped(keys: Sequence[str]) -> str:
+    """ " (conv1.weight, layer4.2: 6)": every key, those that begin with the same two parts as one with their count."""
+    groups = defaultdict(list)
+    for key in keys:
+        groups[".".join(key.split(".")[:2])].append(key)
+    names = [f"{name}: {len(group)}" if len(group) > 1 else group[0] for name, group in groups.items()]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def near(name: str, names: Iterable[str]) -> str:
