@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from retrieval_utils.datasets.archives import disk_trouble
 from retrieval_utils.extraction import extract_descriptors
 from retrieval_utils.index import MANIFEST, Index
 from retrieval_utils.networks import DescriptorNetwork
@@ -187,12 +188,13 @@ def _readable(path: Path, image_size: int) -> bool:
 
 def _save(index_dir: Path, network: str, known: dict[Key, Tensor]) -> Index:
     """The photos' list is written under the name of its hash, before the manifest that names it: no kill parts them."""
-    index_dir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(list(known), indent=0) + "\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    content = (json.dumps(list(known), indent=0) + "\n").encode()
+    digest = hashlib.sha256(content).hexdigest()
     part = index_dir / "photos.part"
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(_keys_file(index_dir, digest))
+    with disk_trouble(_keys_file(index_dir, digest), leftovers=(part,)):
+        index_dir.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(_keys_file(index_dir, digest))
     index = Index.build(torch.stack(list(known.values())), network=network, images=digest)
     index.save(index_dir)
     for old in index_dir.glob("photos-*.json"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from retrieval_utils.datasets.archives import disk_trouble
 from retrieval_utils.search import Hit, printable
 from retrieval_utils.transforms import upright, upright_size
 
@@ -39,7 +40,10 @@ def write_page(
     about: Sequence[str] = (),
     unreadable: Sequence[str] = (),
 ) -> Path:
-    """Writes `page` and returns its path. about: lines on network and index; unreadable: photos that were left out."""
+    """Writes `page` and returns its path. about: lines on network and index; unreadable: photos that were left out.
+
+    Raises ValueError (disk).
+    """
     query, folder, name = Path(query), Path(folder), printable(Path(query).name)
     part_of = "" if box is None else f", the part in the box {', '.join(f'{value:g}' for value in box)}"
     title = f"Photos like {name}"
@@ -60,10 +64,11 @@ def write_page(
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     lines = ["<!doctype html>", '<html lang="en"><head>', head, f"<style>{STYLE}</style></head><body>", *parts]
     page = Path(page)
-    page.parent.mkdir(parents=True, exist_ok=True)
     part = page.with_name(page.name + ".part")
-    part.write_text("\n".join([*lines, "</body></html>", ""]), encoding="utf-8", newline="\n")
-    part.replace(page)
+    with disk_trouble(page, leftovers=(part,)):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes("\n".join([*lines, "</body></html>", ""]).encode())
+        part.replace(page)
     return page
 
 

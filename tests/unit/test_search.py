@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import os
 import re
@@ -277,6 +278,31 @@ def test_the_command_writes_a_page_and_says_where(folder, tmp_path, monkeypatch)
     page = Path(first.stdout.split("page: ")[1].strip())
     assert page.is_relative_to("runs/search") and len(Page(page.read_text()).images) == 3
     assert run(*words, "--index-dir", "mine").exit_code == 0 and (tmp_path / "mine/blue.html").is_file()
+
+
+@pytest.mark.parametrize("writes", range(4), ids=["photos", "index", "manifest", "page"])
+def test_a_full_disk_is_one_sentence_and_leaves_no_part(folder, tmp_path, monkeypatch, writes):
+    monkeypatch.chdir(tmp_path)
+    left, write = [writes], Path.write_bytes
+
+    def full(path, content):
+        left[0] -= 1
+        write(path, content if left[0] >= 0 else content[: len(content) // 2])
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = run("--images", folder, "--query", folder / "blue.png", *THIN, "--index-dir", "mine")
+    *_, line = result.stderr.strip().splitlines()
+    assert result.exit_code == 1 and re.match("The disk is full, 'mine.*' was not made; free some space", line), line
+    assert list(tmp_path.rglob("*.part")) == list(tmp_path.rglob("*.html")) == [] and "Traceback" not in result.stderr
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("--images", folder, "--query", folder / "blue.png", *THIN, "--index-dir", tmp_path / "file/index")
+    *_, line = result.stderr.strip().splitlines()
+    assert result.exit_code == 1 and "cannot be written" in line and line.endswith("choose another folder.")
 
 
 @pytest.mark.parametrize(
