@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 
 def mac(x: Tensor) -> Tensor:
-    """Maximum activations of convolutions (Tolias et al., ICLR 2016): (B, C, H, W) -> (B, C)."""
+    """Maximum activations of convolutions (Tolias et al., ICLR 2016): f_c = max_ij x_cij, (B, C, H, W) -> (B, C)."""
     return _feature_maps(x).amax(dim=(2, 3))  # (B, C)
 
 
 def spoc(x: Tensor) -> Tensor:
-    """Mean-pooled convolutions (Babenko and Lempitsky, ICCV 2015), without centre prior: (B, C, H, W) -> (B, C)."""
+    """Mean-pooled convolutions (Babenko and Lempitsky, ICCV 2015): f_c = 1/(HW) sum_ij x_cij, (B, C, H, W) -> (B, C).
+
+    Without the paper's centre prior, and its sum over the places divided by their number.
+    """
     return _feature_maps(x).mean(dim=(2, 3))  # (B, C)
 
 

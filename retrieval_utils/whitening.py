@@ -14,6 +14,8 @@ CHUNK = 8192  # descriptors turned into float64 at a time
 class PCAWhitening:
     """Centre, rotate to the principal axes, divide by variance^power, L2-normalise (Jegou and Chum, ECCV 2012).
 
+    f -> y / |y| with y = diag(v)^-power U^T (f - mu): mu is the mean of the descriptors it is fitted on, v the `dim`
+    largest eigenvalues of their covariance, U its eigenvectors.
     power 0.5 makes every axis count the same; 0.25 keeps half of that step (the value of Revaud et al.'s published
     models); 0 only rotates and cuts.
     """
