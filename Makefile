@@ -16,11 +16,12 @@ reproduce: setup ## run the notebooks, then print the ladder (PROFILE=laptop for
 test: setup ## run all tests, offline, in two processes of one thread each
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-gpu: setup ## on a machine with a CUDA card: the tests that need it, then the gpu profile and its tables
+gpu: setup ## on a machine with a CUDA card: the tests that need it, then the gpu profile, its tables, and extraction against the field's loop
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('There is no CUDA device here, and make gpu needs one.')"
 	@$(BIN)/python -m pytest -m gpu
 	@$(BIN)/python -m retrieval_utils reproduce --profile gpu $(ARGS)
 	@$(BIN)/python -m retrieval_utils report
+	@$(BIN)/python benchmarks/extraction_speed.py
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
