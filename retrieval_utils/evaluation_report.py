@@ -11,6 +11,7 @@ import numpy as np
 from retrieval_utils.protocol import ProtocolCard
 
 KS = (1, 5, 10)
+NO_CARD = "no protocol card: what these numbers depend on is not recorded, so they compare with no others"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class SetupResult:
 
 @dataclass(frozen=True)
 class Report:
-    """Results by set-up: `report["medium"].mean_ap`. Prints as a small table, with the protocol card if it has one."""
+    """Results by set-up: `report["medium"].mean_ap`. Prints as a table with its card, or that it has none."""
 
     results: dict[str, SetupResult]
     method: str = "trapezoid"
@@ -68,13 +69,13 @@ class Report:
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
         table = "\n".join("  ".join(line).rstrip() for line in lines)
-        return f"{table}\n{self.card}" if self.card else table
+        return f"{table}\n{self.card or NO_CARD}"
 
     def _repr_html_(self) -> str:
         head, rows = self._table()
         lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
         lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
-        card = f"<pre>{escape(str(self.card))}</pre>" if self.card else ""
+        card = f"<pre>{escape(str(self.card or NO_CARD))}</pre>"
         return f"<table><caption>{self.method} average precision</caption>{''.join(lines)}</table>{card}"
 
 

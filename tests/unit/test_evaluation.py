@@ -372,7 +372,8 @@ def test_reports_that_cannot_be_compared(kind):
 def test_report_prints_a_table():
     report = report_of(np.random.default_rng(1).standard_normal((6, 40)))
     lines = str(report).splitlines()
-    assert [line.split()[0] for line in lines] == ["set-up", "easy", "medium", "hard"]
+    assert [line.split()[0] for line in lines] == ["set-up", "easy", "medium", "hard", "no"]
+    assert lines[-1].startswith("no protocol card: ") and "<pre>no protocol card: " in report._repr_html_()
     assert f"{report['medium'].mean_ap:.3f}" in lines[2]
     html = report._repr_html_()
     assert html.count("<tr>") == 4
@@ -395,9 +396,11 @@ def test_a_card_is_printed_under_the_table():
     numbers = {"images": 40, "queries": 6, "image_size": 64, "scales": (1,), "mean": (0.5,), "std": (0.5,)}
     card = ProtocolCard(benchmark="<b>", network="net", **words, **numbers)
     carded = replace(report, card=card)
-    assert str(carded) == f"{report}\n{card}"
+    table = str(report).rpartition("\n")[0]
+    assert str(carded) == f"{table}\n{card}"
     html = carded._repr_html_()
-    assert html.startswith(report._repr_html_()) and f"protocol {card.hash}" in html and "&lt;b&gt;" in html
+    assert html.startswith(report._repr_html_().partition("<pre>")[0])
+    assert f"protocol {card.hash}" in html and "&lt;b&gt;" in html and "no protocol card" not in html
 
 
 # Bad input.
