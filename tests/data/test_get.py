@@ -487,6 +487,18 @@ def test_there_are_twenty_of_them():
     assert len(sources.CORRUPT_PARIS) == 20 and CORRUPT in sources.CORRUPT_PARIS
 
 
+def test_the_published_counts():
+    counts = {name: (found.images, found.queries) for name, found in sources.COUNTS.items()}
+    assert counts == {
+        "oxford5k": (5063, 55),
+        "paris6k": (6392, 55),
+        "roxford5k": (4993, 70),
+        "rparis6k": (6322, 70),
+    }
+    assert counts["oxford5k"][0] == sum(counts["roxford5k"]) and counts["paris6k"][0] == sum(counts["rparis6k"])
+    assert sources.DISTRACTORS == 1_001_001
+
+
 def test_a_photo_that_changed_since_is_named(upstream):
     upstream.get("roxford5k")
     verify(upstream, "roxford5k")

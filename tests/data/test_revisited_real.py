@@ -60,7 +60,7 @@ def test_boxes_are_boxes(published):
     bench = published[0]
     x1, y1, x2, y2 = np.array(bench.boxes).T
     assert (x2 <= 1024).all() and (y2 <= 1024).all()  # the longer side of every photo
-    assert (x1 >= -1).all() and (y1 >= -1).all() and (x2 > x1 + 10).all() and (y2 > y1 + 10).all()
+    assert (x1 >= 0).all() and (y1 >= 0).all() and (x2 > x1 + 10).all() and (y2 > y1 + 10).all()
 
 
 def test_queries_show_the_landmark_that_their_positives_show(photos):
