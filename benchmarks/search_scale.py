@@ -46,7 +46,7 @@ def main() -> None:
             for effort in DIALS[kind] if size == sizes[-1] else USUAL[kind]:
                 found = index.search(queries, 10, effort)[1]  # (Q, 10)
                 asked = {"effort": effort, "ms_a_query": scale.milliseconds(index, queries, effort=effort)}
-                row = {"index": kind, "images": size, "seconds_to_build": built, "mb": index.nbytes / 1e6}
+                row = {"kind": kind, "images": size, "seconds_to_build": built, "mb": index.nbytes / 1e6}
                 rows.append(row | asked | {"recall_at_10": scale.recall(found, truth), "machine": machine()})
                 print({key: value for key, value in rows[-1].items() if key != "machine"}, flush=True)
     frame = pd.DataFrame(rows).astype({"effort": "Int64"})
