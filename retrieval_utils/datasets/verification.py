@@ -29,6 +29,8 @@ def verify_dataset(name: str, root: str | Path | None = None, progress: bool = T
     """Reads every file of data set `name` again; returns a sentence or two on what was found right.
 
     Files without a published hash are compared with the one they had when they were first verified (`manifest.json`).
+    Each call reads everything, and new hashes are noted once all of it was found right: a kill changes nothing on the
+    disk, but costs the reading so far, and of a first call the hashes as well.
     Raises FileNotFoundError if it is not there, ValueError naming what is missing, corrupt or changed.
     """
     check_name(name)

@@ -11,18 +11,21 @@ import re
 import shutil
 import tarfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from retrieval_utils.__main__ import app
-from retrieval_utils.datasets import load_benchmark, load_training_set, manifest, oxford_paris, sources
+from retrieval_utils.datasets import download, load_benchmark, load_training_set, manifest, oxford_paris, sources
 from retrieval_utils.datasets.download import DownloadError, get_dataset, list_datasets, verify_dataset
 from retrieval_utils.datasets.sources import BLURRED, Counts
+from retrieval_utils.networks import load_network, save_network
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 
@@ -562,3 +565,110 @@ def test_the_command_line_says_one_sentence_and_ends_with_1(upstream):
     assert result.exit_code == 1 and "1 photos in" in result.stderr and "Traceback" not in result.stderr
     result = CliRunner().invoke(app, ["data", "list", "--data-root", str(upstream.root)])
     assert result.exit_code == 0 and all(name in result.output for name in (*SETS, "image-folder", BLURRED))
+
+
+# Everything that can be wrong, on the command line
+
+
+class Hostile:
+    """Its pickle makes a file when it is loaded blindly."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
+
+
+def hostile(up, of: bytes) -> bytes:
+    return pickle.dumps({**pickle.loads(of), "more": Hostile(up.root.parent / "ran")}, 2)
+
+
+def cut(up, of: bytes) -> bytes:
+    return of[: len(of) // 2]
+
+
+def climbing(up, of: bytes) -> bytes:
+    return tgz({f"paris/{PARIS[0]}.jpg": jpeg(0)}, member("../evil.jpg"))
+
+
+def other(up, of: bytes) -> bytes:
+    return of + b"0"
+
+
+def served_as(file: str, change):
+    def spoil(up):
+        up.files["/" + file] = change(up, up.files["/" + file])
+
+    return spoil
+
+
+def on_disk(file: str, change):
+    def spoil(up):
+        up.get("roxford5k")
+        path = up.root / file
+        path.write_bytes(change(up, path.read_bytes()))
+
+    return spoil
+
+
+def closing_early(up):
+    up.server.always_cut = 1000
+
+
+def nan_weights(up):
+    up.get("roxford5k")
+    network = load_network("resnet18-thin")
+    with torch.no_grad():
+        network.trunk.conv1.weight.fill_(torch.nan)
+    save_network(network, up.root / "weights.safetensors")
+
+
+GND = "roxford5k/gnd_roxford5k.pkl"
+WRONG = {
+    "get: hostile pickle": (
+        "get retrieval-sfm-30k",
+        served_as("retrieval-SfM-30k.pkl", hostile),
+        "code that could run",
+    ),
+    "get: cut pickle": ("get retrieval-sfm-30k", served_as("retrieval-SfM-30k.pkl", cut), "truncated or not a pickle"),
+    "get: ../ in an archive": (
+        "get paris6k",
+        served_as("paris_1-v1.tgz", climbing),
+        "refused: '../evil.jpg' lies outs",
+    ),
+    "get: cut archive": ("get paris6k", served_as("paris_1-v1.tgz", cut), "is truncated or corrupt"),
+    "get: wrong hash": ("get oxford5k", served_as("oxbuild_images-v1.tgz", other), "has md5 .*, expected"),
+    "get: closed early": ("get paris6k", closing_early, "broke off 4 times at 1,000 bytes"),
+    "verify: hostile pickle": ("verify roxford5k", on_disk(GND, hostile), "code that could run"),
+    "verify: cut pickle": ("verify roxford5k", on_disk(GND, cut), "truncated or not a pickle"),
+    "verify: wrong hash": ("verify roxford5k", on_disk(GND, other), "has sha256 .*, published is"),
+    "verify: cut photo": (
+        "verify roxford5k",
+        on_disk(f"oxford5k/jpg/{OXFORD[3]}.jpg", cut),
+        "1 photos in .* do not dec",
+    ),
+    "evaluate: hostile pickle": ("evaluate", on_disk(GND, hostile), "code that could run"),
+    "evaluate: cut pickle": ("evaluate", on_disk(GND, cut), "truncated or not a pickle"),
+    "evaluate: cut photo": (
+        "evaluate",
+        on_disk(f"oxford5k/jpg/{OXFORD[3]}.jpg", cut),
+        f"{OXFORD[3]}.jpg' cannot be read",
+    ),
+    "evaluate: nan": ("evaluate", nan_weights, "gives no finite descriptor for .*; check its weights"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_whatever_is_wrong_is_one_sentence_on_the_command_line(upstream, monkeypatch, case):
+    command, spoil, sentence = WRONG[case]
+    spoil(upstream)
+    monkeypatch.setattr(download, "get_dataset", partial(get_dataset, mirror=upstream.server.url))
+    weights = upstream.root / "weights.safetensors"
+    network = ("--network", "resnet18-thin", "--weights", weights if weights.is_file() else "none")
+    words = (command, "--benchmark", "roxford5k", *network) if command == "evaluate" else ("data", *command.split())
+    result = CliRunner().invoke(app, [*map(str, words), "--data-root", str(upstream.root)])
+    *_, line = result.stderr.strip().splitlines()
+    assert result.exit_code == 1 and re.search(sentence, line), result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr and isinstance(result.exception, SystemExit)
+    assert not (upstream.root.parent / "ran").exists() and not list(upstream.root.parent.rglob("evil*"))
