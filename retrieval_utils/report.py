@@ -223,9 +223,11 @@ def reconstructions_block(results: str | Path) -> str:
 
 
 def _answers_block(file: Path, questions: Mapping[str, tuple[str, Sequence[str]]]) -> str:
+    """The questions of an ablation whose arms have all seeds of it; the script that writes `file` may be under way."""
     frame = pd.read_csv(file)
-    whole = {q: (first, arms) for q, (first, arms) in questions.items() if {first, *arms} <= set(frame["name"])}
     seeds = frame["seed"].nunique()
+    done = {name for name, rows in frame.groupby("name") if rows["seed"].nunique() == seeds}
+    whole = {question: (first, arms) for question, (first, arms) in questions.items() if {first, *arms} <= done}
     what = (
         f"mAP, mean over {seeds} seed{'s' * (seeds > 1)} (lowest–highest), and the lead over the question's reference"
     )
