@@ -128,15 +128,6 @@ def other_start(method: str, bench: Bench) -> DescriptorNetwork:
     return bench.tuned(network)
 
 
-def random_head(bench: Bench) -> DescriptorNetwork:
-    """The base's head with orthogonal rows drawn at random instead of the whitening's; trained as the base's is."""
-    network, dim = deepcopy(bench.contrastive.network), bench.settings.head_dim
-    weight = torch.empty(dim, network.channels)  # (D, C)
-    nn.init.orthogonal_(weight, generator=torch.Generator().manual_seed(bench.seed))
-    network.add_head(weight, torch.zeros(dim))
-    return bench.tuned(network, head_dim=0)  # 0: no other head is put on it
-
-
 def other_batch(factor: float, bench: Bench) -> DescriptorNetwork:
     """Batches of `factor` times as many instances, and as many fewer batches: the images seen are as many."""
     instances, batches = round(bench.settings.instances * factor), round(bench.settings.batches / factor)
@@ -168,21 +159,17 @@ ARMS: dict[str, Callable[[Bench], DescriptorNetwork]] = {
     "start: classifier": lambda bench: bench.ladder("classifier-ap", bench.classifier),
     "start: random": lambda bench: bench.ladder("scratch-ap", None),
     "start: moco-v2": partial(other_start, "moco-v2"),
-    "start: byol": partial(other_start, "byol"),
     "contrastive, as it was": lambda bench: bench.contrastive.network,
     "head: whitening, not trained": untrained_head,
     "layers: head alone": partial(some_layers, ()),
     "layers: last stage and head": partial(some_layers, ("layer4",)),
     "pooling: mac": partial(other_pooling, "mac"),
-    "pooling: spoc": partial(other_pooling, "spoc"),
-    "head: random start": random_head,
     "head: none": lambda bench: bench.tuned(deepcopy(bench.contrastive.network), head_dim=0),
     "batch: half": partial(other_batch, 0.5),
     "batch: double": partial(other_batch, 2),
     "contrastive, simclr continued": lambda bench: bench.continued("simclr", bench.contrastive),
     "contrastive, moco-v2 continued": lambda bench: bench.continued("moco-v2", bench.contrastive),
     "own views: nt-xent": lambda bench: with_loss("nt-xent", bench, bench.own_views()),
-    "own views: smooth-ap": lambda bench: with_loss("smooth-ap", bench, bench.own_views()),
     "labels: nt-xent": lambda bench: with_loss("nt-xent", bench, bench.photos),
 }
 LADDER = ("base", "start: classifier", "start: random")  # taken from the run

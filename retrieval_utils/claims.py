@@ -70,7 +70,8 @@ FINETUNING_QUESTIONS = {
     "which pooling": ("base", ("pooling: mac",)),
     "whitening before or after": ("base", ("head: none", "head: whitening, not trained")),
     "which layers move": ("base", ("layers: last stage and head", "layers: head alone")),
-    "which start": ("base", ("start: classifier", "start: random")),
+    "which start": ("base", ("start: moco-v2", "start: classifier", "start: random")),
+    "batch size, as many images": ("base", ("batch: half", "batch: double")),
     "own views, without a head": (
         "contrastive, as it was",
         ("contrastive, simclr continued", "contrastive, moco-v2 continued"),
