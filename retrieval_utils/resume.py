@@ -145,6 +145,13 @@ class SaveEveryEpoch(pl.Callback):
                 )
             set_random_states(self.states[trainer.global_rank])
 
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_index: int) -> None:
+        # To start worker processes draws a number. Where they persist, an unbroken training does so in its first epoch
+        # alone, and one that was resumed has just done so again.
+        if self.states is not None and trainer.train_dataloader.persistent_workers:
+            set_random_states(self.states[trainer.global_rank])
+        self.states = None
+
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
         states = [random_states()]
         if trainer.world_size > 1:
