@@ -149,9 +149,9 @@ def some_layers(moving: tuple[str, ...], bench: Bench) -> DescriptorNetwork:
     return bench.tuned(network)
 
 
-def with_loss(loss: str, bench: Bench, photos: TrainingSet) -> DescriptorNetwork:
-    """Fine-tuned with this loss, whose positives are the labels of `photos`; all else is the base's."""
-    return bench.tuned(deepcopy(bench.contrastive.network), photos, loss=loss)
+def nt_xent(bench: Bench, photos: TrainingSet) -> DescriptorNetwork:
+    """Fine-tuned with NT-Xent, whose positives are the labels of `photos`; all else is the base's."""
+    return bench.tuned(deepcopy(bench.contrastive.network), photos, loss="nt-xent")
 
 
 ARMS: dict[str, Callable[[Bench], DescriptorNetwork]] = {
@@ -169,8 +169,8 @@ ARMS: dict[str, Callable[[Bench], DescriptorNetwork]] = {
     "batch: double": partial(other_batch, 2),
     "contrastive, simclr continued": lambda bench: bench.continued("simclr", bench.contrastive),
     "contrastive, moco-v2 continued": lambda bench: bench.continued("moco-v2", bench.contrastive),
-    "own views: nt-xent": lambda bench: with_loss("nt-xent", bench, bench.own_views()),
-    "labels: nt-xent": lambda bench: with_loss("nt-xent", bench, bench.photos),
+    "own views: nt-xent": lambda bench: nt_xent(bench, bench.own_views()),
+    "labels: nt-xent": lambda bench: nt_xent(bench, bench.photos),
 }
 LADDER = ("base", "start: classifier", "start: random")  # taken from the run
 
