@@ -15,8 +15,6 @@ minutes: of one CPU core, of what the arm trains itself; none for the steps of t
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -24,12 +22,10 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import torch
-from methods import score  # of this folder: mAP on medium and hard, plain and whitened
+from ablation import run_arms  # of this folder
 from torch import nn
 
-from retrieval_utils.claims import FINETUNING_QUESTIONS, finetuning_answers
+from retrieval_utils.claims import FINETUNING_QUESTIONS
 from retrieval_utils.contrastive import PretrainingSettings, pretrain
 from retrieval_utils.datasets import TrainingSet
 from retrieval_utils.finetuning import add_whitening_head, finetune
@@ -175,35 +171,12 @@ ARMS: dict[str, Callable[[Bench], DescriptorNetwork]] = {
 LADDER = ("base", "start: classifier", "start: random")  # taken from the run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("arms", nargs="*", metavar="ARM", help=f"default: all of {', '.join(ARMS)}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--runs", default="runs", help="folder of the runs whose networks are the starts")
-    options = parser.parse_args()
-    unknown = [arm for arm in options.arms if arm not in ARMS]
-    if unknown:
-        parser.error(f"there is no arm '{unknown[0]}'; there are {', '.join(ARMS)}")
-    torch.set_num_threads(1)
-    rows = pd.read_csv(RESULTS).to_dict("records") if RESULTS.is_file() else []
-    benches = {seed: Bench(seed, options.runs) for seed in options.seeds}
-    for bench in benches.values():
-        bench.contrastive, bench.classifier  # noqa: B018 - trained before the clock runs, if they have to be
-    for arm in options.arms or ARMS:
-        for seed, bench in benches.items():
-            if not any(row["name"] == arm and row["seed"] == seed for row in rows):
-                began = time.process_time()
-                network = ARMS[arm](bench)
-                minutes = None if arm in LADDER else round((time.process_time() - began) / 60, 2)
-                rows.append({"name": arm, "seed": seed} | score(network) | {"minutes": minutes})
-                print(rows[-1], flush=True)
-                RESULTS.parent.mkdir(exist_ok=True)
-                pd.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.4f", lineterminator="\n")
-    frame = pd.DataFrame(rows)
-    for question, (reference, arms) in FINETUNING_QUESTIONS.items():
-        if {reference, *arms} <= set(frame["name"]):
-            print(finetuning_answers(frame, {question: (reference, arms)}).to_string(index=False), end="\n\n")
+def prepared(seed: int, run_dir: str) -> Bench:
+    bench = Bench(seed, run_dir)
+    bench.contrastive, bench.classifier  # noqa: B018 - trained now, if they have to be
+    return bench
 
 
 if __name__ == "__main__":
-    main()
+    about = __doc__.splitlines()[0]
+    run_arms(about, RESULTS, list(ARMS), FINETUNING_QUESTIONS, prepared, lambda bench, arm: ARMS[arm](bench), LADDER)
