@@ -33,6 +33,7 @@ bench: setup ## compare speed and memory with what the field runs; appends to re
 	@$(BIN)/python benchmarks/evaluation_speed.py
 	@$(BIN)/python benchmarks/extraction_speed.py
 	@$(BIN)/python benchmarks/loss_speed.py
+	@$(BIN)/python benchmarks/search_scale.py
 
 lock: setup ## compile requirements.lock from pyproject.toml (newer versions too: ARGS=--upgrade)
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --fork-strategy fewest \

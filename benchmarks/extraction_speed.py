@@ -30,8 +30,8 @@ from retrieval_utils.transforms import load_image, to_tensor
 SCALES = (1.0, 2**-0.5, 0.5)
 SIDES = ((1024, 768), (768, 1024), (1024, 683), (683, 1024), (1024, 576))
 CASES = {  # network, pixels of the longer side, images
-    "benchmark": ("resnet50", 1024, 10),  # as Oxford and Paris are scored
-    "medium": ("resnet50", 362, 20),
+    "benchmark": ("resnet50", 1024, 16),  # as Oxford and Paris are scored
+    "medium": ("resnet50", 362, 60),
     "laptop": ("resnet18-thin", 96, 200),  # as the notebooks extract
 }
 

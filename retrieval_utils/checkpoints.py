@@ -26,16 +26,17 @@ LIGHTLY = "https://lightly-ssl-checkpoints.s3.amazonaws.com"
 class Checkpoint:
     """A public file of weights.
 
-    prefix: what the trunk's keys begin with in the file. md5: the first digits of the file's md5, as its authors print
-    them; the others publish no hash, so the sha256 of the first download is recorded and held to. mean, std: of the
-    RGB values in [0, 1] that the network was trained on. epochs: of pretraining on ImageNet.
+    prefix: what the trunk's keys begin with in the file. digest: "md5:" or "sha256:" and the first digits of the hash,
+    where its authors print one (MoCo v2) or public code that loads the file checks one (VICReg, Barlow Twins); for the
+    others, the sha256 of the first download is recorded and held to. mean, std: of the RGB values in [0, 1] that the
+    network was trained on. epochs: of pretraining on ImageNet.
     """
 
     source: str
     url: str
     licence: str
     prefix: str = ""
-    md5: str = ""
+    digest: str = ""
     epochs: int = 0
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
@@ -48,7 +49,7 @@ CHECKPOINTS = {
         f"{FACEBOOK}/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
         "CC BY-NC 4.0",  # so its README; the LICENSE file beside it has said MIT, and the stricter one is taken here
         prefix="module.encoder_q.",
-        md5="a04e12f8",
+        digest="md5:a04e12f8",
         epochs=800,
     ),
     "simclr": Checkpoint(  # the TensorFlow weights of the authors, converted
@@ -77,9 +78,16 @@ CHECKPOINTS = {
         "Zbontar et al. 2021, arXiv 2103.03230",
         f"{FACEBOOK}/barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth",
         "MIT",  # since July 2021; before, CC BY-NC 4.0
+        digest="sha256:cf015f40cc",
         epochs=1000,
     ),
-    "vicreg": Checkpoint("Bardes et al. 2022, arXiv 2105.04906", f"{FACEBOOK}/vicreg/resnet50.pth", "MIT", epochs=1000),
+    "vicreg": Checkpoint(
+        "Bardes et al. 2022, arXiv 2105.04906",
+        f"{FACEBOOK}/vicreg/resnet50.pth",
+        "MIT",
+        digest="sha256:c843e7652491ff2f712734619fd74d85e5e92ac902615665ad3fd50dc6ada591",
+        epochs=1000,
+    ),
     "dino": Checkpoint(
         "Caron et al. 2021, arXiv 2104.14294",
         f"{FACEBOOK}/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
@@ -125,14 +133,15 @@ def get_checkpoint(name: str) -> Path:
                 f"delete both that file and '{record.name}', and get them again."
             )
         return path
-    if entry.md5:
+    if entry.digest:
+        kind, _, expected = entry.digest.partition(":")
         with path.open("rb") as file:
-            md5 = hashlib.file_digest(file, "md5").hexdigest()
-        if not md5.startswith(entry.md5):
+            digest = hashlib.file_digest(file, kind).hexdigest()
+        if not digest.startswith(expected):
             path.unlink()
             raise ValueError(
-                f"{entry.url} has md5 {md5}, expected {entry.md5}...; it was deleted: get it again, and if the hash "
-                "stays, the file there has changed."
+                f"{entry.url} has {kind} {digest}, expected {expected}...; it was deleted: get it again, and if the "
+                "hash stays, the file there has changed."
             )
     with disk_trouble(record, leftovers=(record,)):
         record.write_text(f"{found}\n")

@@ -36,6 +36,7 @@ ABLATION = "ablation/pretraining.csv"  # below results/
 FINETUNING = "ablation/finetuning.csv"
 RECONSTRUCTIONS = "ablation/reconstructions.csv"
 METHODS = "methods-smoke.csv"
+BENCH = "bench.csv"
 DRAWN_FROM = "Drawn from sha256"  # of the scores, in the picture itself
 LEGEND = (
     "Cells: mAP, mean over seeds (lowest–highest seed) [95 % bootstrap interval over queries, seeds averaged]."
@@ -244,11 +245,22 @@ def methods_block(results: str | Path) -> str:
     return "\n\n".join([f"{what}, * where it is larger than the seed spread of both.", *tables])
 
 
+def bench_block(results: str | Path) -> str:
+    """What stands in README.md between the markers of speed and memory: the last record of every comparison."""
+    frame = pd.read_csv(Path(results) / BENCH).drop_duplicates("benchmark", keep="last")
+    shown = frame[["benchmark"]].copy()
+    for column, title in (("ours", "ours"), ("theirs", "the field's"), ("ratio", "ratio")):
+        unit = "" if column == "ratio" else " " + frame["unit"]
+        shown[title] = (frame[column].map("{:,.4g}".format) + unit).where(frame[column].notna(), "")
+    return f"Measured on {'; '.join(frame['machine'].unique())}.\n\n{markdown(shown)}"
+
+
 TABLES = {  # markers in README.md -> file below results/, its name in a sentence, what stands between the markers
     "results:ablation": (ABLATION, "the ablation", ablation_block),
     "results:finetuning": (FINETUNING, "fine-tuning", finetuning_block),
     "results:reconstructions": (RECONSTRUCTIONS, "the reconstructions", reconstructions_block),
     "results:methods": (METHODS, "methods", methods_block),
+    "results:bench": (BENCH, "speed and memory", bench_block),
     "results:category": (CATEGORY, "categories", category_block),
     "results:compact": (COMPACT, "compact codes", compact_block),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import replace
@@ -72,7 +73,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def serve(tmp_path, hub, monkeypatch):
-    """Puts a file in the place of a public one: its address is a local server, its authors' md5 its own."""
+    """Puts a file in the place of a public one: its address is a local server, its known hash its own."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args):
@@ -85,9 +86,10 @@ def serve(tmp_path, hub, monkeypatch):
 
     def put(name: str, content: dict, **changes) -> None:
         torch.save(content, folder / f"{name}.pth")
-        md5 = hashlib.md5((folder / f"{name}.pth").read_bytes()).hexdigest()[:8]
         url = f"http://127.0.0.1:{server.server_port}/{name}.pth"
-        changes = {"url": url, "md5": md5 if CHECKPOINTS[name].md5 else "", **changes}
+        kind, _, digits = CHECKPOINTS[name].digest.partition(":")
+        own = kind and hashlib.new(kind, (folder / f"{name}.pth").read_bytes()).hexdigest()[: len(digits)]
+        changes = {"url": url, "digest": kind and f"{kind}:{own}", **changes}
         monkeypatch.setitem(checkpoints.CHECKPOINTS, name, replace(CHECKPOINTS[name], **changes))
 
     put.folder = folder
@@ -122,10 +124,12 @@ def test_a_resnet50_of_moco_loads_once_and_is_held_to_its_first_hash(serve, hub)
         get_checkpoint("moco-v2")
 
 
-def test_a_download_with_another_hash_than_published_is_deleted(serve, hub):
-    serve("moco-v2", {"state_dict": {}}, md5="a04e12f8")
-    with pytest.raises(ValueError, match="has md5 .*, expected a04e12f8...; it was deleted"):
-        load_network("resnet50", weights="moco-v2")
+@pytest.mark.parametrize("name", [name for name, entry in CHECKPOINTS.items() if entry.digest])
+def test_a_download_with_another_hash_than_published_is_deleted(serve, hub, name):
+    kind, _, digits = CHECKPOINTS[name].digest.partition(":")
+    serve(name, {"state_dict": {}}, digest=CHECKPOINTS[name].digest)
+    with pytest.raises(ValueError, match=f"has {kind} .*, expected {digits}...; it was deleted"):
+        load_network("resnet50", weights=name)
     assert list(hub.iterdir()) == []
 
 
@@ -133,6 +137,7 @@ def test_the_table_is_complete():
     for name, entry in CHECKPOINTS.items():
         assert entry.url.startswith("https://") and entry.licence and entry.source, name
         assert entry.architecture == "resnet50" and entry.epochs > 0, name
+        assert re.fullmatch(r"((md5|sha256):[0-9a-f]{8,64})?", entry.digest), name
         assert len(entry.mean) == len(entry.std) == 3 and min(entry.std) > 0, name
     timm = pytest.importorskip("timm")
     for name in TIMM_NAMES.values():

@@ -228,6 +228,22 @@ def test_methods_and_losses_have_a_table_each_in_the_readme(project):
     assert "| simclr | 0.100 (0.100–0.100) | 0.200 (0.200–0.200) |" in text and "| smooth-ap | 0.100" in text
 
 
+def test_speed_and_memory_show_the_last_record_of_every_comparison(project):
+    rows = [
+        "benchmark,ours,theirs,ratio,unit,machine,date",
+        'sort,2.0,9.0,4.5,s,"2 cores, one",2026-01-01',
+        'sort,1.5,9.0,6,s,"2 cores, two",2026-01-02',
+        'pack,331.2,,,MB,"2 cores, two",2026-01-02',
+    ]
+    (project / "results" / report.BENCH).write_text("\n".join(rows) + "\n")
+    readme = project / "README.md"
+    readme.write_text(readme.read_text() + "\n<!-- results:bench:begin -->\n<!-- results:bench:end -->\n")
+    assert "README.md" in report.update(project) and report.disagreements(project) == []
+    body = report.block(readme.read_text(), "results:bench")
+    assert body.splitlines()[0] == "Measured on 2 cores, two."
+    assert body.splitlines()[-2:] == ["| sort | 1.5 s | 9 s | 6 |", "| pack | 331.2 MB |  |  |"]
+
+
 def test_the_ladders_picture_says_which_scores_it_shows(project):
     report.write_results("smoke", project / "runs", project / "results")
     scores, picture = project / "results/smoke.csv", project / "results/smoke.png"
