@@ -29,7 +29,7 @@ lab: setup ## open the notebooks in JupyterLab
 report: setup ## write results/, the tables of README.md and the cost cards of the notebooks from the records in runs/
 	@$(BIN)/python -m retrieval_utils report $(ARGS)
 
-bench: setup ## compare speed and memory with what the field runs; appends to results/bench.csv
+bench: setup ## compare speed and memory with what the field runs, and indexes up to a million descriptors (results/)
 	@$(BIN)/python benchmarks/evaluation_speed.py
 	@$(BIN)/python benchmarks/extraction_speed.py
 	@$(BIN)/python benchmarks/loss_speed.py

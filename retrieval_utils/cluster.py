@@ -7,6 +7,7 @@ need this project in the same folder on a disk that all share; their own RETRIEV
 from __future__ import annotations
 
 import _thread
+import gc
 import json
 import os
 import signal
@@ -65,8 +66,13 @@ def connect(scheduler: str = "", workers: int | None = None) -> Iterator[Any]:
     try:
         client = Client(scheduler, timeout=ANSWER)
     except (OSError, ValueError):
+        client = None
+    if client is None:
+        # The half-open client closes itself when it is collected. Should that happen while Dask starts another event
+        # loop, the two would wait for each other for ever; so it happens here.
+        gc.collect()
         way_out = "start one with `dask scheduler`, or name --workers to run on this machine"
-        raise ValueError(f"No Dask scheduler answers at '{scheduler}': {way_out}.") from None
+        raise ValueError(f"No Dask scheduler answers at '{scheduler}': {way_out}.")
     with client:
         if not client.scheduler_info()["workers"]:
             raise ValueError(f"The scheduler at '{scheduler}' has no worker: start one with `dask worker {scheduler}`.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -15,6 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 pytest.importorskip("dask.distributed")
+
+from dask.distributed import Client, LocalCluster
 
 from retrieval_utils import __main__ as cli
 from retrieval_utils import cluster
@@ -127,24 +130,16 @@ def test_a_scheduler_that_does_not_answer_is_a_sentence_within_seconds(monkeypat
     with pytest.raises(ValueError, match=f"No Dask scheduler answers at '{address}': start one") as caught:
         cluster.connect(address).__enter__()
     assert time.monotonic() - began < 10 and "\n" not in str(caught.value)
-
-
-def local_cluster(workers: int):
-    """Dask gives its event loop 10 s to start, and a machine busy with other tests may need more: a second try."""
-    from dask.distributed import LocalCluster
-
-    size = {"threads_per_worker": 1, "processes": False, "dashboard_address": None}
-    try:
-        return LocalCluster(n_workers=workers, **size, protocol="tcp")
-    except AssertionError:
-        return LocalCluster(n_workers=workers, **size, protocol="tcp")
+    left_open = [thing for thing in gc.get_objects() if type(thing) is Client and thing.status != "closed"]
+    assert left_open == []  # it would close itself at any time, and block the start of another one
 
 
 def test_a_running_scheduler_is_used_and_one_without_workers_named(project):
-    with local_cluster(1) as running:
+    size = {"threads_per_worker": 1, "processes": False, "dashboard_address": None, "protocol": "tcp"}
+    with LocalCluster(n_workers=1, **size) as running:
         (row,) = cluster.reproduce_many(["tiny"], [3], scheduler=running.scheduler_address, console=quiet())
         assert (row["status"], row["threads"]) == ("done", cluster.usable_cores())
-    with local_cluster(0) as empty:
+    with LocalCluster(n_workers=0, **size) as empty:
         with pytest.raises(ValueError, match="has no worker: start one with `dask worker tcp://"):
             cluster.reproduce_many(["tiny"], scheduler=empty.scheduler_address, console=quiet())
 
