@@ -3,12 +3,11 @@
 What notebook 08 measures at the sizes of its profile, with a dial turned on the largest. Everything on one thread;
 HNSW takes minutes there to grow. Times depend on what else runs: run it alone. Writes results/search_scale.csv.
 
-    .venv/bin/python benchmarks/search_scale.py [--sizes 10000 100000 1000000]
+    .venv/bin/python benchmarks/search_scale.py
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
@@ -26,18 +25,10 @@ DIALS = {"flat": (None,), "ivf-pq": (1, 4, 16, 64, 256), "hnsw": (16, 64, 128, 2
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", type=int, default=scale.database_sizes("laptop"), metavar="N")
-    parser.add_argument("--queries", type=int, default=200)
-    options = parser.parse_args()
-    if min(options.sizes) < 10_000:
-        parser.error(
-            f"IVF-PQ needs about ten thousand descriptors to learn its code, {min(options.sizes):,} are too few"
-        )
     torch.set_num_threads(1)
-    sizes, rows = sorted(options.sizes), []
+    sizes, rows = scale.database_sizes("laptop"), []
     for size in sizes:
-        database, queries = scale.draw_descriptors(size, options.queries)  # (N, D) (Q, D)
+        database, queries = scale.draw_descriptors(size, 200)  # (N, D) (Q, D)
         truth = nearest(queries, database, 10)[1]  # (Q, 10)
         for kind in KINDS:
             began = time.perf_counter()
