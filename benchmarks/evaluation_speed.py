@@ -2,8 +2,8 @@
 
 They sort every image for every query, then look up the positives and the junk of each query in its full ranking, once
 a set-up, and walk through them in loops. Both read the same scores in the same run, five times in turn, each time in a
-process of its own, and have to agree on every AP and mP@k; the medians are compared, as the same sort takes now four
-seconds and now nine. The scores are drawn: as a good network would give them (mAP medium near the 0.45 published for a
+process of its own, and have to agree on every AP and mP@k; the medians are compared, as the time of a sort varies much
+from turn to turn. The scores are drawn: as a good network would give them (mAP medium near the 0.45 published for a
 fine-tuned ResNet-101 with these distractors), and all from one distribution, where positives lie anywhere and much has
 to be counted. Needs 2 GB of memory, and roxford5k/gnd_roxford5k.pkl in the data root.
 

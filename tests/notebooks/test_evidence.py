@@ -130,6 +130,18 @@ def test_what_the_benchmarks_recorded_last_is_what_they_have_to_show(project):
     assert {name: most for name, most in MOST_MB.items() if not last.loc[name, "ours"] <= most} == {}
 
 
+@pytest.mark.xfail(strict=True, reason="not reached on the machine of the record; README says so")
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("evaluate roxford5k+1M, random scores: time", 15),
+        ("extraction: resnet50, 1024 px, 3 scales, 16 images", 1.5),
+    ],
+)
+def test_what_the_benchmarks_still_have_to_show(project, name, least):
+    assert pd.read_csv(project / "results/bench.csv").groupby("benchmark").last().loc[name, "ratio"] >= least
+
+
 def test_what_notebook_08_says_of_a_million_is_what_was_measured(project):
     frame = (
         pd.read_csv(project / "results/search_scale.csv").fillna({"effort": 0}).set_index(["kind", "images", "effort"])
